@@ -1,0 +1,456 @@
+"""Images of people for the face-recognition workload: data sets, augmentation, splits."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sklearn.datasets import fetch_olivetti_faces, load_digits
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from aihwkit_lora.errors import ConfigurationError, DataError
+from aihwkit_lora.registry import Registry
+
+IMAGE_SIZE = 16
+"""Height and width of the images that the mixer sees, in pixels."""
+
+DATA_VARIABLE = "AIHWKIT_LORA_DATA"
+"""Environment variable that names the folder with real data sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to each photo to get more images of it.
+
+    Args:
+        copies: Altered copies of a photo beside the photo itself, at least 0.
+        rotation_degrees: Largest rotation either way, in degrees, 0 to 180.
+        flip: Mirror every second copy (at random) left to right.
+        crop_area: Smallest and largest area of the part that is cut out and enlarged, as a
+            fraction of the photo. A draw that does not fit into the photo is repeated, so an
+            upper end above 1 only shapes the distribution.
+        crop_aspect: Largest ratio of the sides of that part, at least 1.
+    Raises:
+        ConfigurationError: A value is out of its range.
+
+    Example:
+        >>> Augmentation(copies=1, rotation_degrees=10.0).flip
+        False
+    """
+
+    copies: int
+    rotation_degrees: float = 0.0
+    flip: bool = False
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.copies < 0:
+            raise ConfigurationError(f"expected copies of at least 0, found {self.copies}.")
+        if not 0.0 <= self.rotation_degrees <= 180.0:
+            raise ConfigurationError(
+                f"expected rotation_degrees from 0 to 180, found {self.rotation_degrees}."
+            )
+        smallest, largest = self.crop_area
+        if not 0.0 < smallest <= min(largest, 1.0):
+            raise ConfigurationError(
+                "expected crop_area=(smallest, largest) with 0 < smallest <= 1 and smallest <= "
+                f"largest, found {self.crop_area}."
+            )
+        if not self.crop_aspect >= 1.0:
+            raise ConfigurationError(
+                f"expected crop_aspect of at least 1, found {self.crop_aspect}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceDataConfig:
+    """Which people are learnt, forgotten and added, and how their photos are split.
+
+    Args:
+        data: ``"digits"`` (bundled with scikit-learn; a class of digits stands for a person) or
+            ``"olivetti"`` (400 photos of 40 people; see :func:`data_folder`).
+        split: ``"source"`` or ``"reference"``; see :data:`SPLITS`.
+        learnt: People who are learnt first, at least two.
+        forgotten: The one of ``learnt`` who is forgotten.
+        new: The person who joins afterwards.
+        photos_per_person: How many photos to use of each person, or None for the data set's own
+            default.
+        seed: Seed of augmentation and split.
+        download: Whether a missing data set may be fetched from the internet.
+    Raises:
+        ConfigurationError: The people do not fit together, or a number is too small.
+        UnknownNameError: There is no such data set or split.
+
+    Example:
+        >>> FaceDataConfig(forgotten=3).new
+        5
+    """
+
+    data: str = "digits"
+    split: str = "source"
+    learnt: tuple[int, ...] = (0, 1, 2, 3, 4)
+    forgotten: int = 2
+    new: int = 5
+    photos_per_person: int | None = None
+    seed: int = 0
+    download: bool = True
+
+    def __post_init__(self) -> None:
+        DATA_SETS.get(self.data)
+        SPLITS.get(self.split)
+        if len(set(self.learnt)) < max(2, len(self.learnt)):
+            raise ConfigurationError(
+                f"expected at least two people in learnt, each once, found {self.learnt}."
+            )
+        if self.forgotten not in self.learnt:
+            raise ConfigurationError(
+                f"expected forgotten to be one of the learnt people {self.learnt}, found "
+                f"{self.forgotten}. Choose one of them, or add {self.forgotten} to learnt."
+            )
+        if self.new in self.learnt:
+            raise ConfigurationError(
+                f"expected new to be none of the learnt people {self.learnt}, found {self.new}."
+            )
+        if self.photos_per_person is not None and self.photos_per_person < 1:
+            raise ConfigurationError(
+                f"expected photos_per_person of at least 1, found {self.photos_per_person}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceImages:
+    """Labelled images, and the photo that each was made from.
+
+    Args:
+        images: Brightness in [0, 1], shape ``(n, 1, 16, 16)``.
+        labels: Index of the model's output for the person, shape ``(n,)``.
+        photos: Index of the source photo in the data set, shape ``(n,)``.
+
+    Example:
+        >>> two = torch.tensor([0, 1])
+        >>> faces = FaceImages(images=torch.zeros(2, 1, 16, 16), labels=two, photos=two)
+        >>> len(faces.of(1)), len(faces.without(1, 2))
+        (1, 1)
+    """
+
+    images: Tensor
+    labels: Tensor
+    photos: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> FaceImages:
+        """Return the images at ``index``, a mask or positions of shape ``(m,)``."""
+        return FaceImages(
+            images=self.images[index], labels=self.labels[index], photos=self.photos[index]
+        )
+
+    def of(self, *labels: int) -> FaceImages:
+        """Return the images with one of these labels, in the same order."""
+        return self.take(torch.isin(self.labels, torch.tensor(labels)))
+
+    def without(self, *labels: int) -> FaceImages:
+        """Return the images with none of these labels, in the same order."""
+        return self.take(~torch.isin(self.labels, torch.tensor(labels)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceData:
+    """Training, validation and test images of everybody, with labels counted from 0.
+
+    Label ``i`` is the ``i``-th of the learnt people; the new person has the last label.
+
+    Args:
+        train: Images to learn from.
+        validation: Images on which the best epoch is picked. Under the reference split these
+            *are* the test images.
+        test: Images on which accuracy is reported.
+        learnt: Labels that are learnt first.
+        forgotten: The label among them that is forgotten.
+        new: Label of the person who joins.
+
+    Example:
+        >>> data = load_faces(FaceDataConfig())
+        >>> data.learnt, data.kept, data.new
+        ((0, 1, 2, 3, 4), (0, 1, 3, 4), 5)
+    """
+
+    train: FaceImages
+    validation: FaceImages
+    test: FaceImages
+    learnt: tuple[int, ...]
+    forgotten: int
+    new: int
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Labels that are learnt first and never forgotten."""
+        return tuple(label for label in self.learnt if label != self.forgotten)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Photos:
+    """Photos before augmentation: brightness ``(n, 1, height, width)`` in [0, 1], people ``(n,)``."""
+
+    images: Tensor
+    people: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """How to get photos, how many of each person to use (None: all) and how to augment them."""
+
+    load: Callable[[FaceDataConfig], Photos]
+    photos_per_person: int | None
+    augmentation: Augmentation
+
+
+Split = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor, Tensor]]
+"""From labels ``(n,)`` and photos ``(n,)`` to positions of training, validation and test images."""
+
+DATA_SETS = Registry[DataSet]("data set")
+"""Data sets by name."""
+
+SPLITS = Registry[Split]("split")
+"""Ways to split images into training, validation and test sets, by name."""
+
+
+def data_folder() -> Path:
+    """Return the folder with real data: ``$AIHWKIT_LORA_DATA``, or the user's cache folder.
+
+    Example:
+        >>> data_folder().is_absolute()
+        True
+    """
+    if named := os.environ.get(DATA_VARIABLE):
+        return Path(named).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache).absolute() / "aihwkit-lora"
+
+
+def load_faces(config: FaceDataConfig) -> FaceData:
+    """Load, augment and split the images of the people in ``config``.
+
+    Neither reads nor moves torch's global random state: the same config gives the same images.
+
+    Args:
+        config: People, data set, split and seed.
+    Returns:
+        Training, validation and test images of all learnt people and the new one.
+    Raises:
+        DataError: The data set is missing, lacks one of the people, or has too few photos.
+
+    Example:
+        >>> data = load_faces(FaceDataConfig(split="reference"))
+        >>> data.train.images.shape[1:]
+        torch.Size([1, 16, 16])
+    """
+    generator = Generator().manual_seed(config.seed)
+    data_set = DATA_SETS.get(config.data)
+    people = (*config.learnt, config.new)
+    limit = config.photos_per_person or data_set.photos_per_person
+    everybody = data_set.load(config)
+    chosen, labels = _choose(everybody.people, people, limit, config.data, generator)
+    photos = chosen.repeat(1 + data_set.augmentation.copies)
+    faces = FaceImages(
+        images=augment(everybody.images[chosen], data_set.augmentation, generator),
+        labels=labels.repeat(1 + data_set.augmentation.copies),
+        photos=photos,
+    )
+    train, validation, test = SPLITS.get(config.split)(faces.labels, faces.photos, generator)
+    return FaceData(
+        train=faces.take(train),
+        validation=faces.take(validation),
+        test=faces.take(test),
+        learnt=tuple(range(len(config.learnt))),
+        forgotten=config.learnt.index(config.forgotten),
+        new=len(config.learnt),
+    )
+
+
+def augment(photos: Tensor, augmentation: Augmentation, generator: Generator) -> Tensor:
+    """Return every photo and altered copies of it, scaled to 16×16 pixels.
+
+    A copy is rotated (black beyond the edge), flipped and cropped, in this order, by one bilinear
+    resampling at the photo's own resolution.
+
+    Args:
+        photos: Brightness in [0, 1], shape ``(n, 1, size, size)``.
+        augmentation: What to do.
+        generator: Source of all randomness.
+    Returns:
+        Shape ``((1 + copies)·n, 1, 16, 16)``: all photos, then one copy of each, and so on.
+
+    Example:
+        >>> augment(torch.rand(3, 1, 64, 64), Augmentation(copies=2), Generator()).shape
+        torch.Size([9, 1, 16, 16])
+    """
+    originals = photos.repeat(augmentation.copies, 1, 1, 1)
+    size = max(photos.shape[-1], IMAGE_SIZE)
+    maps = _random_maps(len(originals), augmentation, generator)
+    grid = functional.affine_grid(maps, [len(originals), 1, size, size], align_corners=False)
+    copies = functional.grid_sample(originals, grid, padding_mode="zeros", align_corners=False)
+    return torch.cat([_resize(photos), _resize(copies)])
+
+
+def _resize(images: Tensor) -> Tensor:
+    """Scale square images to 16×16; antialiasing averages the pixels that a smaller one covers."""
+    return functional.interpolate(
+        images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True
+    )
+
+
+def _random_maps(count: int, augmentation: Augmentation, generator: Generator) -> Tensor:
+    """Draw maps from a copy's coordinates in [-1, 1] to its photo's, shape ``(count, 2, 3)``."""
+    limit = math.radians(augmentation.rotation_degrees)
+    angle = limit * (2.0 * torch.rand(count, generator=generator) - 1.0)
+    mirrored = torch.rand(count, generator=generator) < 0.5 if augmentation.flip else angle > 4.0
+    sides, centres = _random_crops(count, augmentation, generator)
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1)
+    rotation = rotation.view(count, 2, 2)
+    rotation[mirrored, :, 0] *= -1.0
+    return torch.cat([rotation * sides[:, None, :], rotation @ centres[:, :, None]], dim=-1)
+
+
+def _random_crops(
+    count: int, augmentation: Augmentation, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw sides (fractions of the photo) and centres (in [-1, 1]) of crops, ``(count, 2)`` each.
+
+    As torchvision's RandomResizedCrop 0.29: area uniform, log of the aspect ratio uniform, the
+    first of ten draws that fits; the whole photo if none does. Its crops are whole pixels, ours
+    are not.
+    """
+    attempts = 10
+    smallest, largest = augmentation.crop_area
+    log_aspect = math.log(augmentation.crop_aspect)
+    area = smallest + (largest - smallest) * torch.rand(count, attempts, generator=generator)
+    root_aspect = (
+        0.5 * log_aspect * (2.0 * torch.rand(count, attempts, generator=generator) - 1.0)
+    ).exp()
+    sides = area.sqrt()[..., None] * torch.stack([root_aspect, 1.0 / root_aspect], dim=-1)
+    fits = (sides <= 1.0).all(dim=-1)
+    first = sides[torch.arange(count), fits.int().argmax(dim=1)]
+    sides = torch.where(fits.any(dim=1, keepdim=True), first, 1.0)
+    return sides, (1.0 - sides) * (2.0 * torch.rand(count, 2, generator=generator) - 1.0)
+
+
+def _choose(
+    people: Tensor, wanted: tuple[int, ...], limit: int | None, name: str, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Pick photos of the wanted people; return their positions and labels."""
+    known = sorted(set(people.tolist()))
+    positions, labels = [], []
+    for label, person in enumerate(wanted):
+        if person not in known:
+            raise DataError(
+                f"expected people from {known[0]} to {known[-1]} of data set '{name}', found "
+                f"{person}. Change learnt, forgotten or new."
+            )
+        own = (people == person).nonzero().flatten()
+        own = own[torch.randperm(len(own), generator=generator)][:limit].sort().values
+        positions.append(own)
+        labels.append(torch.full_like(own, label))
+    return torch.cat(positions), torch.cat(labels)
+
+
+@SPLITS.register("source")
+def _split_by_photo(
+    labels: Tensor, photos: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep all images of one photo together: of each person's photos 70 % train, 10 % validate, 20 % test."""
+    parts: tuple[list[Tensor], ...] = ([], [], [])
+    for label in labels.unique().tolist():
+        own = photos[labels == label].unique()
+        _at_least_three(label, len(own), "photos")
+        shuffled = own[torch.randperm(len(own), generator=generator)]
+        test = max(1, round(0.2 * len(own)))
+        validation = max(1, round(0.1 * len(own)))
+        parts[0].append(shuffled[test + validation :])
+        parts[1].append(shuffled[test : test + validation])
+        parts[2].append(shuffled[:test])
+    train, validation, test = (
+        torch.isin(photos, torch.cat(part)).nonzero().flatten() for part in parts
+    )
+    return train, validation, test
+
+
+@SPLITS.register("reference")
+def _split_by_image(
+    labels: Tensor, photos: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split as arXiv:2601.10037's code does: 80 % of each person's *augmented* images train, 20 % test.
+
+    Leaky on purpose, for comparison only: copies of one photo sit on both sides, and the
+    validation images, on which the best epoch is picked, are the test images themselves.
+    """
+    train, test = [], []
+    for label in labels.unique().tolist():
+        own = (labels == label).nonzero().flatten()
+        _at_least_three(label, len(own), "images")
+        shuffled = own[torch.randperm(len(own), generator=generator)]
+        held_out = max(1, round(0.2 * len(own)))
+        test.append(shuffled[:held_out])
+        train.append(shuffled[held_out:])
+    return torch.cat(train).sort().values, torch.cat(test).sort().values, torch.cat(test).sort().values
+
+
+def _at_least_three(label: int, found: int, what: str) -> None:
+    if found < 3:
+        raise DataError(
+            f"label {label}: expected at least 3 {what} to train, validate and test, found "
+            f"{found}. Raise photos_per_person."
+        )
+
+
+def _olivetti(config: FaceDataConfig) -> Photos:
+    folder = data_folder() / "scikit_learn_data"
+    try:
+        faces = fetch_olivetti_faces(data_home=folder, download_if_missing=config.download)
+    except OSError as error:
+        raise DataError(
+            f"expected the Olivetti faces in '{folder}' (olivetti_py3.pkz), found none, and "
+            f"{'downloading failed' if config.download else 'downloading is off'}: {error}. "
+            f"Connect to the internet and allow downloads, or set {DATA_VARIABLE} to a folder "
+            "whose scikit_learn_data/ holds the file."
+        ) from error
+    return Photos(
+        images=torch.from_numpy(faces.images).unsqueeze(1), people=torch.from_numpy(faces.target)
+    )
+
+
+def _digits(_: FaceDataConfig) -> Photos:
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16.0
+    return Photos(images=images, people=torch.from_numpy(digits.target))
+
+
+# The augmentation of arXiv:2601.10037's code: 29 copies of each of a person's ten photos.
+DATA_SETS.add(
+    "olivetti",
+    DataSet(
+        load=_olivetti,
+        photos_per_person=None,
+        augmentation=Augmentation(
+            copies=29, rotation_degrees=30.0, flip=True, crop_area=(0.8, 1.2), crop_aspect=4 / 3
+        ),
+    ),
+)
+# A mirrored or strongly rotated digit is another digit.
+DATA_SETS.add(
+    "digits",
+    DataSet(
+        load=_digits,
+        photos_per_person=100,
+        augmentation=Augmentation(
+            copies=2, rotation_degrees=10.0, crop_area=(0.9, 1.0), crop_aspect=1.1
+        ),
+    ),
+)
