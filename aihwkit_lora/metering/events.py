@@ -68,6 +68,7 @@ _ANALOG: dict[str, str] = {
     "adc_conversions": "one column of one tile digitised",
     "transposed_array_cycles": "one gradient vector sent backwards through a layer",
     "transposed_tile_reads": "one gradient vector multiplied in one tile, backwards",
+    "transposed_cell_reads": "one cell of one tile read backwards",
     "transposed_row_drives": "one column of one tile driven backwards by a DAC",
     "transposed_adc_conversions": "one row of one tile digitised, backwards",
 }

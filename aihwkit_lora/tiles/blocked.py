@@ -100,11 +100,12 @@ class ReadProbe(Protocol):
                 ``(in_tiles, vectors, rows)``.
         """
 
-    def on_repeat(self, in_tile: int, drive: Tensor) -> None:
+    def on_repeat(self, in_tile: int, out_tile: int, drive: Tensor) -> None:
         """One tile was read again because its ADC overflowed.
 
         Args:
             in_tile: Index of the tile along the input.
+            out_tile: Index of the tile along the output.
             drive: What its DACs applied, shape ``(vectors, rows)``.
         """
 
@@ -135,16 +136,15 @@ def blocked_mvm(
     inputs = blocks.split_inputs(x)
     if io.perfect:
         for probe in probes:
-            probe.on_read(inputs)
+            # An ideal tile has no full scale of its own; each vector's largest value stands in.
+            probe.on_read(inputs / inputs.abs().amax(-1, keepdim=True).clamp(min=1e-30))
         columns = _read(inputs, conductance, blocks)
     else:
         columns = _converted_read(inputs, conductance, blocks, io, probes)
     return blocks.join_outputs((columns * scale[:, None]).sum(0))
 
 
-def transposed_mvm(
-    grad: Tensor, conductance: Tensor, scale: Tensor, blocks: Blocks
-) -> Tensor:
+def transposed_mvm(grad: Tensor, conductance: Tensor, scale: Tensor, blocks: Blocks) -> Tensor:
     """Send gradients back through the tiles, exactly.
 
     Args:
@@ -172,8 +172,8 @@ def _converted_read(
     io: TileIO,
     probes: tuple[ReadProbe, ...],
 ) -> Tensor:
-    scale = _input_scale(inputs, io)
-    drive = _dac(inputs / scale, io)
+    gain = _input_gain(inputs, io)
+    drive = _dac(inputs * gain, io)
     for probe in probes:
         probe.on_read(_fraction_of_full_scale(drive, io))
     if io.inp_noise > 0:
@@ -185,10 +185,10 @@ def _converted_read(
     else:
         currents = _read(drive, conductance, blocks)
     columns, overflow = _adc(currents, io)
-    columns = columns * (io.out_scale * scale)[..., None]
+    columns = columns * (io.out_scale / gain)[..., None]
     if io.repeat_on_overflow and bool(overflow.any()):
         columns = _repeat_overflowing(
-            columns, overflow, inputs, scale, conductance, blocks, io, probes
+            columns, overflow, inputs, gain, conductance, blocks, io, probes
         )
     if io.scale_inputs and not io.repeat_whole_batch:
         # The C++ tiles return zeros, without noise, for a vector that is all zeros.
@@ -196,14 +196,18 @@ def _converted_read(
     return columns
 
 
-def _input_scale(inputs: Tensor, io: TileIO) -> Tensor:
-    """What each vector is divided by before its DACs, shape ``(in_tiles, vectors, 1)``."""
+def _input_gain(inputs: Tensor, io: TileIO) -> Tensor:
+    """What each vector is multiplied by before its DACs, shape ``(in_tiles, vectors, 1)``.
+
+    The reciprocal of a scale, not a division by it: only so do values on the edge between two DAC
+    codes fall on the side where aihwkit puts them.
+    """
     if not io.scale_inputs:
-        return torch.full_like(inputs[..., :1], io.constant_scale)
+        return torch.full_like(inputs[..., :1], 1.0 / io.constant_scale)
     scale = inputs.abs().amax(-1, keepdim=True)
     if io.scale_ceiling > 0:
         scale = scale.clamp(max=io.scale_ceiling)
-    return scale.masked_fill(scale <= 0, 1.0)
+    return 1.0 / scale.masked_fill(scale <= 0, 1.0)
 
 
 def _dac(values: Tensor, io: TileIO) -> Tensor:
@@ -232,7 +236,7 @@ def _repeat_overflowing(
     columns: Tensor,
     overflow: Tensor,
     inputs: Tensor,
-    scale: Tensor,
+    gain: Tensor,
     conductance: Tensor,
     blocks: Blocks,
     io: TileIO,
@@ -252,14 +256,14 @@ def _repeat_overflowing(
         halving = 1.0
         while len(vectors) and halving <= io.max_halving:
             halving *= 2.0
-            reduced = scale[in_tile, vectors] * halving
-            drive = _dac(inputs[in_tile, vectors] / reduced, io)
+            reduced = gain[in_tile, vectors] / halving
+            drive = _dac(inputs[in_tile, vectors] * reduced, io)
             for probe in probes:
-                probe.on_repeat(in_tile, _fraction_of_full_scale(drive, io))
+                probe.on_repeat(in_tile, out_tile, _fraction_of_full_scale(drive, io))
             if io.inp_noise > 0:
                 drive = drive + io.inp_noise * torch.randn_like(drive)
             read, again = _adc((drive @ tiles[in_tile, :, out_tile])[None, :, None], io)
-            columns[in_tile, vectors, out_tile] = read[0, :, 0] * io.out_scale * reduced
+            columns[in_tile, vectors, out_tile] = read[0, :, 0] * (io.out_scale / reduced)
             still = again[0, :, 0]
             if io.repeat_whole_batch:
                 still = still.any().expand_as(still)

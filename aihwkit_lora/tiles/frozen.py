@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -17,29 +16,16 @@ from aihwkit.nn.modules.base import AnalogLayerBase
 from aihwkit.simulator.tiles.module import TileModule
 from torch import Tensor, nn
 
-from aihwkit_lora.chips.mapping import ConductanceMapping
 from aihwkit_lora.errors import FrozenConductanceError
 from aihwkit_lora.tiles.blocked import Blocks, ReadProbe, blocked_mvm, transposed_mvm
 from aihwkit_lora.tiles.periphery import TileIO
 from aihwkit_lora.tiles.readonly import ReadOnlyTensor, read_only
+from aihwkit_lora.tiles.record import Programming
 
 _WAY_OUT = (
     "Call reprogram_(model, chip) to write the arrays with every pulse counted, or thaw_(model) "
     "to get ordinary aihwkit layers back."
 )
-
-
-@dataclass(frozen=True)
-class Programming:
-    """How a layer's arrays came to hold what they hold.
-
-    Args:
-        chip: Name of the chip that they were programmed for, empty if unknown.
-        mapping: From normalised conductances to siemens, None if unknown.
-    """
-
-    chip: str = ""
-    mapping: ConductanceMapping | None = None
 
 
 class _BlockedProduct(torch.autograd.Function):
@@ -172,7 +158,6 @@ class FrozenTileArray(nn.Module):
         io: Converters and noise.
         rpu_config: Configuration of the tiles that were frozen.
         programming: How the arrays were programmed.
-        hidden: Hidden device parameters of each pulsed tile, kept for :func:`thaw_`.
     """
 
     conductance: Tensor
@@ -187,16 +172,17 @@ class FrozenTileArray(nn.Module):
         io: TileIO,
         rpu_config: Any,
         programming: Programming,
-        hidden: tuple[Any, ...] = (),
     ) -> None:
         super().__init__()
         self.blocks, self.io, self.rpu_config = blocks, io, rpu_config
-        self.programming, self.hidden = programming, hidden
+        self.programming = programming
         self.probes: list[ReadProbe] = []
         self.register_buffer("conductance", conductance)
         self.register_buffer("scale", scale)
         self.register_buffer("digest", torch.zeros(blocks.tiles, 32, dtype=torch.uint8))
-        self.tiles = nn.ModuleList(FrozenTile(self, i, o) for i, o in self.positions())
+        # Not a ModuleList: PEFT would take its "0" for a layer called "0" of an nn.Sequential.
+        for i, o in self.positions():
+            self.add_module(f"tile_in{i}_out{o}", FrozenTile(self, i, o))
         self.digest.copy_(self.current_digests())
 
     def positions(self) -> Iterator[tuple[int, int]]:
@@ -211,6 +197,29 @@ class FrozenTileArray(nn.Module):
         start = out_tile * self.blocks.columns
         weight = self.conductance[in_tile, :rows, start : start + columns].T
         return weight, self.scale[in_tile, out_tile, :columns]
+
+    def put(
+        self,
+        conductance: Tensor,
+        scale: Tensor,
+        position: tuple[int, int],
+        weight: Tensor,
+        factor: Tensor,
+    ) -> None:
+        """Place one tile into blocked tensors of this array's shape; the array itself stays.
+
+        Args:
+            conductance: Blocked conductances to write into.
+            scale: Blocked scales to write into.
+            position: Index of the tile along input and output.
+            weight: Normalised weights, shape ``(out_size, in_size)``.
+            factor: Output scales, shape ``(out_size,)``.
+        """
+        in_tile, out_tile = position
+        columns, rows = weight.shape
+        start = out_tile * self.blocks.columns
+        conductance[in_tile, :rows, start : start + columns] = weight.T
+        scale[in_tile, out_tile, :columns] = factor
 
     def current_digests(self) -> Tensor:
         """SHA-256 of every tile's conductances and scales as they are now, one row a tile."""
@@ -239,6 +248,24 @@ class FrozenTileArray(nn.Module):
         """Multiply; see :func:`~aihwkit_lora.tiles.blocked.blocked_mvm`."""
         y: Tensor = _BlockedProduct.apply(x, self)  # type: ignore[no-untyped-call]
         return y
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load a checkpoint, unless it would rewrite arrays that ``program_`` has programmed."""
+        for name in ("conductance", "scale"):
+            stored = state_dict.get(prefix + name)
+            present = getattr(self, name)
+            if stored is None or not self.programming.cells or stored.shape != present.shape:
+                continue
+            if not torch.equal(stored.to(present), present):
+                raise FrozenConductanceError(
+                    f"'{prefix}{name}': expected the conductances that are programmed here, got "
+                    "others from the checkpoint. Load it into a model that was frozen with "
+                    "freeze_(model, programmed_by='checkpoint'), or write the arrays with "
+                    "reprogram_(model, chip, targets)."
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # Probes belong to a running observation, not to the hardware.

@@ -80,9 +80,7 @@ class TileIO:
     max_halving: float
 
     @classmethod
-    def from_aihwkit(
-        cls, forward: IOParameters, *, whole_batch: bool, layer: str = ""
-    ) -> TileIO:
+    def from_aihwkit(cls, forward: IOParameters, *, whole_batch: bool, layer: str = "") -> TileIO:
         """Take over the forward parameters of an ``RPUConfig``.
 
         Args:

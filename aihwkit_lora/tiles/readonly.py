@@ -91,9 +91,7 @@ def read_only(values: Tensor, layer: str) -> ReadOnlyTensor:
     return view
 
 
-def _refuse_writes(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def _refuse_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     name = getattr(func, "__name__", "")
     if func == _GRAD_FLAG_SETTER or name == "requires_grad_":
         # AdaLoRA clears the flag, which is true already; asking for a gradient is an error.

@@ -1,0 +1,67 @@
+"""Frozen analogue weights, digital LoRA adapters, and every pulse and joule counted.
+
+A plug-in for IBM's analogue AI toolkit: models that aihwkit converted are programmed once, by
+write-verify, then frozen; later changes happen in LoRA adapters that a digital unit executes.
+"""
+
+from aihwkit_lora import chips
+from aihwkit_lora._environment import check as _check_environment
+from aihwkit_lora.errors import (
+    AihwkitLoraError,
+    ConductanceWindowError,
+    ConfigurationError,
+    DataError,
+    EnvironmentMismatchError,
+    FrozenConductanceError,
+    StageError,
+    UnknownNameError,
+    UnsupportedTileError,
+)
+
+_check_environment()
+
+from aihwkit_lora.metering import Counts, EnergyReport, Ledger, price  # noqa: E402
+from aihwkit_lora.metering.observe import Observer, observe  # noqa: E402
+from aihwkit_lora.programming.program import program_  # noqa: E402
+from aihwkit_lora.programming.report import ProgramReport  # noqa: E402
+from aihwkit_lora.programming.reprogram import reprogram_  # noqa: E402
+from aihwkit_lora.tiles import (  # noqa: E402
+    convert,
+    fingerprint,
+    freeze_,
+    frozen_layers,
+    target_modules,
+    thaw_,
+    verify,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AihwkitLoraError",
+    "ConductanceWindowError",
+    "ConfigurationError",
+    "Counts",
+    "DataError",
+    "EnergyReport",
+    "EnvironmentMismatchError",
+    "FrozenConductanceError",
+    "Ledger",
+    "Observer",
+    "ProgramReport",
+    "StageError",
+    "UnknownNameError",
+    "UnsupportedTileError",
+    "chips",
+    "convert",
+    "fingerprint",
+    "freeze_",
+    "frozen_layers",
+    "observe",
+    "price",
+    "program_",
+    "reprogram_",
+    "target_modules",
+    "thaw_",
+    "verify",
+]

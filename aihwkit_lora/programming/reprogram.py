@@ -1,0 +1,204 @@
+"""Writing frozen arrays on purpose, with every pulse counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Generator, Tensor, nn
+
+from aihwkit_lora.chips.chip import Chip
+from aihwkit_lora.chips.write_policy import WritePolicy
+from aihwkit_lora.errors import ConfigurationError, StageError, UnsupportedTileError
+from aihwkit_lora.metering.ledger import Ledger
+from aihwkit_lora.programming.program import record, seeded
+from aihwkit_lora.programming.report import LayerProgramming, ProgramReport, layer_programming
+from aihwkit_lora.programming.response import CellState
+from aihwkit_lora.programming.write_verify import write_verify
+from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
+from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTileArray
+from aihwkit_lora.tiles.record import Cells, Programming
+
+
+@dataclass(frozen=True, eq=False)
+class _Rewritten:
+    layer: FrozenLinear
+    array: FrozenTileArray
+    report: LayerProgramming
+
+
+def reprogram_(
+    model: nn.Module,
+    chip: Chip,
+    targets: Mapping[str, Tensor] | None = None,
+    *,
+    ledger: Ledger | None = None,
+    phase: str = "reprogram",
+    seed: int | None = None,
+    policy: WritePolicy | None = None,
+) -> ProgramReport:
+    """Write new weights into frozen arrays, cell by cell, from where the cells stand now.
+
+    This is the one way to change a frozen model, and the path of every baseline. Cells that are
+    in tolerance already cost one verification and no pulse. A tile whose new weights no longer
+    fit into the window is mapped anew, which usually moves all of its cells.
+
+    Args:
+        model: A frozen model, plain or wrapped by PEFT.
+        chip: Conductance window and write policy.
+        targets: New logical weights by layer name (as in ``target_modules(model)``), shape
+            ``(out_features, in_features)``. If None, the active LoRA adapters are consolidated:
+            their sum is written into the arrays and they start over from zero.
+        ledger: Counts are added to it, by layer, under ``phase``.
+        phase: Name of the phase in the ledger.
+        seed: Seed of all pulses; drawn from torch's generator if None.
+        policy: Write policy instead of the chip's.
+    Returns:
+        Pulses, verify reads, failed cells and residual error per layer.
+    Raises:
+        StageError: There is no frozen layer of that name, no adapter to consolidate, or the
+            layer's cells are unknown because it was not programmed by ``program_``.
+        ConfigurationError: A target has another shape.
+        UnsupportedTileError: An adapter is more than a sum of plain LoRA branches.
+
+    Example:
+        >>> import aihwkit_lora as al
+        >>> chip = al.chips.get("rm-180nm")
+        >>> model = al.convert(nn.Sequential(nn.Linear(3, 2, bias=False)), chip)
+        >>> _ = al.program_(model, chip, seed=0)
+        >>> model = al.freeze_(model)
+        >>> report = al.reprogram_(model, chip, {"0": 0.5 * model[0].weight}, seed=1)
+        >>> report.pulses > 0
+        True
+    """
+    layers = {plain_name(name): layer for name, layer in frozen_layers(model)}
+    if not layers:
+        raise StageError(
+            f"{type(model).__name__}: expected frozen layers to write, got none. Call "
+            "program_(model, chip) for a model that is not frozen."
+        )
+    adapters = _adapters(model) if targets is None else {}
+    wanted = _consolidated(adapters) if targets is None else targets
+    if unknown := sorted(set(wanted) - set(layers)):
+        raise StageError(
+            f"expected targets for frozen layers, got '{unknown[0]}'. Known: {', '.join(layers)}."
+        )
+    generator, policy = seeded(seed), policy or chip.write_policy
+    written = [
+        _rewrite(name, layers[name], target, chip, policy, generator)
+        for name, target in wanted.items()
+    ]
+    for part in written:
+        part.layer.analog_module = part.array
+    _start_over(adapters)
+    report = ProgramReport(chip=chip, layers=tuple(part.report for part in written))
+    record(report, ledger, phase)
+    return report
+
+
+def _adapters(model: nn.Module) -> dict[str, LoraLayer]:
+    """LoRA wrappers of frozen layers that have an active adapter, by plain name."""
+    found = {
+        plain_name(f"{name}.base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+        and isinstance(module.get_base_layer(), FrozenLinear)
+        and not module.disable_adapters
+        and any(adapter in module.lora_A for adapter in module.active_adapters)
+    }
+    if not found:
+        raise StageError(
+            f"{type(model).__name__}: expected active LoRA adapters to consolidate, got none. "
+            "Activate them, or pass targets={layer: weight}."
+        )
+    return found
+
+
+def _consolidated(adapters: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    targets = {}
+    for name, wrapper in adapters.items():
+        variants = getattr(wrapper, "lora_variant", {})
+        weight = torch.as_tensor(wrapper.get_base_layer().analog_module.logical_weight())
+        for adapter in _active(wrapper):
+            if adapter in variants:
+                raise UnsupportedTileError(
+                    f"layer '{name}', adapter '{adapter}': expected plain LoRA to consolidate, "
+                    f"got {type(variants[adapter]).__name__}. Pass targets={{layer: weight}}."
+                )
+            weight = weight + wrapper.get_delta_weight(adapter).detach()
+        targets[name] = weight
+    return targets
+
+
+def _active(wrapper: LoraLayer) -> list[str]:
+    return [adapter for adapter in wrapper.active_adapters if adapter in wrapper.lora_A]
+
+
+def _start_over(adapters: Mapping[str, LoraLayer]) -> None:
+    with torch.no_grad():
+        for wrapper in adapters.values():
+            for adapter in _active(wrapper):
+                wrapper.lora_B[adapter].weight.zero_()
+
+
+def _rewrite(
+    name: str,
+    layer: FrozenLinear,
+    target: Tensor,
+    chip: Chip,
+    policy: WritePolicy,
+    generator: Generator,
+) -> _Rewritten:
+    array = layer.analog_module
+    known = array.programming.cells
+    _require_writable(name, layer, target)
+    conductance, scale = array.conductance.clone(), array.scale.clone()
+    cells, goals, results = [], [], []
+    for tile, position, part in zip(known, array.positions(), _split(target, array), strict=True):
+        normalised, factor = _normalised(part.detach().float().cpu(), array.tile(*position)[1])
+        goal = normalised * tile.full_scale
+        result = write_verify(goal, tile.state, tile.response, policy, generator)
+        after = Cells(tile.response, result.state, tile.full_scale)
+        array.put(conductance, scale, position, after.weight, factor)
+        cells.append(after)
+        goals.append(goal)
+        results.append(result)
+    programming = Programming(source=chip.name, mapping=chip.mapping, cells=tuple(cells))
+    successor = FrozenTileArray(
+        conductance, scale, array.blocks, array.io, array.rpu_config, programming
+    )
+    # An observation that is running goes on with the new array.
+    successor.probes = array.probes
+    per_state = chip.mapping.half_width_siemens / known[0].full_scale
+    return _Rewritten(layer, successor, layer_programming(name, goals, results, per_state))
+
+
+def _require_writable(name: str, layer: FrozenLinear, target: Tensor) -> None:
+    expected = (layer.out_features, layer.in_features)
+    if tuple(target.shape) != expected:
+        raise ConfigurationError(
+            f"layer '{name}': expected a target of shape {expected}, got {tuple(target.shape)}."
+        )
+    if not layer.analog_module.programming.cells:
+        raise StageError(
+            f"layer '{name}': expected cells that program_ has programmed, got an array frozen as "
+            f"'{layer.analog_module.programming.source}'. Call thaw_(model), program_(model, "
+            "chip) and freeze_(model) first."
+        )
+
+
+def _split(target: Tensor, array: FrozenTileArray) -> list[Tensor]:
+    columns = target.split(array.blocks.in_sizes, dim=1)
+    return [part for column in columns for part in column.split(array.blocks.out_sizes, dim=0)]
+
+
+def _normalised(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised weights and output scales; the present scales wherever the weights fit."""
+    present = scale.detach().float().cpu()
+    normalised = weight / present[:, None]
+    if bool((normalised.abs() <= 1.0 + 1e-6).all()):
+        return normalised, present
+    factor = torch.full_like(present, float(weight.abs().max()))
+    return weight / factor[:, None], factor

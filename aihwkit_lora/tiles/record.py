@@ -1,0 +1,47 @@
+"""What is known about how a layer's arrays came to hold what they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from aihwkit_lora.chips.mapping import ConductanceMapping
+from aihwkit_lora.programming.response import CellState, PulseResponse
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The cells of one array and where they stand.
+
+    Args:
+        response: How each cell moves under a pulse, shape ``(out_size, in_size)``.
+        state: Where each cell stands, in cell-state units.
+        full_scale: Cell state that stands for the normalised weight 1.
+    """
+
+    response: PulseResponse
+    state: CellState
+    full_scale: float
+
+    @property
+    def weight(self) -> Tensor:
+        """Normalised weights that a read sees, shape ``(out_size, in_size)``."""
+        return self.state.apparent / self.full_scale
+
+
+@dataclass(frozen=True, eq=False)
+class Programming:
+    """How a layer was programmed.
+
+    Args:
+        source: Name of the chip, or the words of whoever programmed it by other means.
+        mapping: From normalised weights to siemens, None if unknown.
+        cells: One entry per tile, inputs first; empty if the arrays were programmed elsewhere.
+        digest: What aihwkit's tiles held right afterwards, to notice later changes.
+    """
+
+    source: str
+    mapping: ConductanceMapping | None = None
+    cells: tuple[Cells, ...] = ()
+    digest: str = ""
