@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
-from aihwkit_lora.metering.counts import Level
 from torch import Generator, Tensor
 
 from aihwkit_lora.chips.write_policy import WritePolicy
 from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.metering.counts import Level
 from aihwkit_lora.programming.devices import normal
 from aihwkit_lora.programming.response import CellState
 from aihwkit_lora.programming.write_verify import WriteResult, require_matching

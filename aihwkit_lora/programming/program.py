@@ -14,7 +14,7 @@ from aihwkit_lora.errors import StageError, UnsupportedTileError
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.programming.report import LayerProgramming, ProgramReport, layer_programming
 from aihwkit_lora.programming.response import PulseResponse
-from aihwkit_lora.programming.write_verify import WriteResult, write_verify
+from aihwkit_lora.programming.write_verify import write_verify
 from aihwkit_lora.tiles.freeze import PROGRAMMING
 from aihwkit_lora.tiles.frozen import FrozenLinear
 from aihwkit_lora.tiles.grid import TileGrid, analog_layers, hold, hold_cells, tile_weight

@@ -15,7 +15,6 @@ from aihwkit_lora.errors import ConfigurationError, StageError, UnsupportedTileE
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.programming.program import record, seeded
 from aihwkit_lora.programming.report import LayerProgramming, ProgramReport, layer_programming
-from aihwkit_lora.programming.response import CellState
 from aihwkit_lora.programming.write_verify import write_verify
 from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
 from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTileArray
@@ -167,7 +166,7 @@ def _rewrite(
         results.append(result)
     programming = Programming(source=chip.name, mapping=chip.mapping, cells=tuple(cells))
     successor = FrozenTileArray(
-        conductance, scale, array.blocks, array.io, array.rpu_config, programming
+        conductance, scale, array.blocks, array.io, array.rpu_config, programming, name
     )
     # An observation that is running goes on with the new array.
     successor.probes = array.probes

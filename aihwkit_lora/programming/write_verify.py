@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from aihwkit_lora.metering.counts import Counts, Level
 from torch import Generator, Tensor
 
 from aihwkit_lora.chips.write_policy import Together, WritePolicy
 from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.metering.counts import Counts, Level
 from aihwkit_lora.programming.devices import normal
 from aihwkit_lora.programming.response import CellState, PulseResponse
 

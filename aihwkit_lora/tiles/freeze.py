@@ -48,7 +48,7 @@ def plain_name(name: str) -> str:
         >>> plain_name("base_model.model.encoder.0.base_layer")
         'encoder.0'
     """
-    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    return name.replace("base_model.model.", "").removesuffix(".base_layer")
 
 
 def freeze_(model: nn.Module, *, programmed_by: str | None = None) -> nn.Module:
@@ -230,9 +230,15 @@ def _frozen(name: str, layer: nn.Module, programmed_by: str | None) -> nn.Module
     conductance, scale = blocked(grid, weights or [tile_weight(tile) for tile in grid.each()])
     device = next(grid.each()).device
     array = FrozenTileArray(
-        conductance.to(device), scale.to(device), grid.blocks, io, grid.rpu_config, programming
+        conductance.to(device),
+        scale.to(device),
+        grid.blocks,
+        io,
+        grid.rpu_config,
+        programming,
+        name,
     )
-    return FrozenLinear(array, grid.bias, name)
+    return FrozenLinear(array, grid.bias)
 
 
 def _programming(grid: TileGrid, programmed_by: str | None) -> Programming:

@@ -71,6 +71,13 @@ class FrozenTile(TileModule):  # type: ignore[misc]
         self.position = (in_tile, out_tile)
 
     @property
+    def whereabouts(self) -> str:
+        """Layer and position, for error messages."""
+        in_tile, out_tile = self.position
+        layer = self._array[0].layer_name
+        return f"layer '{layer}', tile (input {in_tile}, output {out_tile})"
+
+    @property
     def rpu_config(self) -> Any:
         """The configuration of the tile that was frozen."""
         return self._array[0].rpu_config
@@ -125,11 +132,10 @@ class FrozenTile(TileModule):  # type: ignore[misc]
 
 
 def _refuse(method: str) -> Callable[..., NoReturn]:
-    def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> NoReturn:
-        where = getattr(self, "layer_name", "") or getattr(self, "position", "")
+    def refuse(self: FrozenTile | FrozenLinear, *args: Any, **kwargs: Any) -> NoReturn:
         raise FrozenConductanceError(
-            f"{type(self).__name__} {where!r}: expected no writes to frozen conductances, got "
-            f"{method}(). {_WAY_OUT}"
+            f"{self.whereabouts}: expected frozen conductances to be read, got {method}(). "
+            f"{_WAY_OUT}"
         )
 
     refuse.__name__ = method
@@ -138,13 +144,32 @@ def _refuse(method: str) -> Callable[..., NoReturn]:
 
 
 # Every way that aihwkit offers to write a tile (reference: aihwkit 1.2.0, simulator/tiles).
-for _name in (
-    "set_weights program_weights drift_weights remap_weights decay_weights diffuse_weights "
-    "reset reset_columns set_hidden_parameters set_hidden_update_index load_extra update "
-    "update_indexed set_forward_parameters set_backward_parameters set_weights_uniform_random "
-    "ensure_shared_weights set_delta_weights replace_with set_scales set_mapping_scales "
-    "set_learned_out_scales set_input_range post_update_step"
-).split():
+for _name in [
+    "set_weights",
+    "program_weights",
+    "drift_weights",
+    "remap_weights",
+    "decay_weights",
+    "diffuse_weights",
+    "reset",
+    "reset_columns",
+    "set_hidden_parameters",
+    "set_hidden_update_index",
+    "load_extra",
+    "update",
+    "update_indexed",
+    "set_forward_parameters",
+    "set_backward_parameters",
+    "set_weights_uniform_random",
+    "ensure_shared_weights",
+    "set_delta_weights",
+    "replace_with",
+    "set_scales",
+    "set_mapping_scales",
+    "set_learned_out_scales",
+    "set_input_range",
+    "post_update_step",
+]:
     setattr(FrozenTile, _name, _refuse(_name))
 
 
@@ -158,6 +183,7 @@ class FrozenTileArray(nn.Module):
         io: Converters and noise.
         rpu_config: Configuration of the tiles that were frozen.
         programming: How the arrays were programmed.
+        layer_name: Full name of the layer, for error messages.
     """
 
     conductance: Tensor
@@ -172,10 +198,11 @@ class FrozenTileArray(nn.Module):
         io: TileIO,
         rpu_config: Any,
         programming: Programming,
+        layer_name: str = "",
     ) -> None:
         super().__init__()
         self.blocks, self.io, self.rpu_config = blocks, io, rpu_config
-        self.programming = programming
+        self.programming, self.layer_name = programming, layer_name
         self.probes: list[ReadProbe] = []
         self.register_buffer("conductance", conductance)
         self.register_buffer("scale", scale)
@@ -281,16 +308,14 @@ class FrozenLinear(nn.Linear, AnalogLayerBase):  # type: ignore[misc]
     Args:
         array: The frozen tiles.
         bias: Digital bias, shape ``(out_features,)``.
-        layer_name: Full name in the model, for error messages.
     """
 
     IS_CONTAINER: ClassVar[bool] = False
 
-    def __init__(self, array: FrozenTileArray, bias: Tensor | None, layer_name: str = "") -> None:
+    def __init__(self, array: FrozenTileArray, bias: Tensor | None) -> None:
         nn.Module.__init__(self)
         self.in_features = array.blocks.in_features
         self.out_features = array.blocks.out_features
-        self.layer_name = layer_name
         self.analog_module = array
         values = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter("bias", values)
@@ -298,6 +323,16 @@ class FrozenLinear(nn.Linear, AnalogLayerBase):  # type: ignore[misc]
             # PEFT asks the model's first parameter for its device, so there has to be one.
             anchor = nn.Parameter(array.scale.new_empty(0), requires_grad=False)
             self.register_parameter("device_anchor", anchor)
+
+    @property
+    def layer_name(self) -> str:
+        """Full name in the model that was frozen."""
+        return self.analog_module.layer_name
+
+    @property
+    def whereabouts(self) -> str:
+        """The layer, for error messages."""
+        return f"layer '{self.layer_name}'"
 
     @property
     def weight(self) -> ReadOnlyTensor:  # type: ignore[override]
@@ -340,8 +375,11 @@ class FrozenLinear(nn.Linear, AnalogLayerBase):  # type: ignore[misc]
         )
 
 
-for _name in (
-    "set_weights drift_analog_weights program_analog_weights remap_analog_weights "
-    "replace_rpu_config"
-).split():
+for _name in [
+    "set_weights",
+    "drift_analog_weights",
+    "program_analog_weights",
+    "remap_analog_weights",
+    "replace_rpu_config",
+]:
     setattr(FrozenLinear, _name, _refuse(_name))

@@ -1,0 +1,7 @@
+"""Lightning callbacks that count pulses and energy, and guard what is frozen."""
+
+from aihwkit_lora.callbacks.energy_meter import EnergyMeter
+from aihwkit_lora.callbacks.frozen_guard import FrozenGuard
+from aihwkit_lora.callbacks.pulse_counter import PulseCounter
+
+__all__ = ["EnergyMeter", "FrozenGuard", "PulseCounter"]
