@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
 
 from aihwkit_lora.errors import ConfigurationError, UnknownNameError
-
-T = TypeVar("T")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -32,7 +29,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {' or '.join(repr(match) for match in close)}? {listing}"
 
 
-class Registry(Generic[T]):
+class Registry[T]:
     """A dict of named things of one kind that refuses duplicates.
 
     Args:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from aihwkit_lora.callbacks.step_counts import StepCounts
 from aihwkit_lora.chips import Chip
-from aihwkit_lora.metering import Counts, Ledger, price
+from aihwkit_lora.metering import Ledger, price
 from aihwkit_lora.metering.observe import Observer
 
 
@@ -41,11 +42,11 @@ class EnergyMeter(pl.Callback):
         self.chip, self.ledger = chip, ledger
         self.phase, self.validation_phase = phase, validation_phase
         self._observer: Observer | None = None
-        self._before = Counts()
+        self._steps = StepCounts(ledger, without=(validation_phase,))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to observe the model."""
-        self._before = self._counted()
+        self._steps = StepCounts(self.ledger, without=(self.validation_phase,))
         mapping = self.chip.mapping
         self._observer = Observer(pl_module, self.ledger, phase=self.phase, mapping=mapping)
         self._observer.start()
@@ -54,8 +55,7 @@ class EnergyMeter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log what this step cost."""
-        total = self._counted()
-        step, self._before = price(total.minus(self._before), self.chip), total
+        step = price(self._steps.next(), self.chip)
         whole = price(self.ledger.total(), self.chip)
         pl_module.log("energy_j", step.energy_j.value, prog_bar=True)
         pl_module.log("latency_s", step.latency_s.value)
@@ -88,11 +88,6 @@ class EnergyMeter(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the ledger of a checkpoint."""
         self.ledger.load_state_dict(state_dict)
-
-    def _counted(self) -> Counts:
-        """Everything but validation, which runs between two steps."""
-        validation = self.ledger.total(phase=self.validation_phase)
-        return self.ledger.total().minus(validation)
 
     def _stop(self) -> None:
         if self._observer is not None:

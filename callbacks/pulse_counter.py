@@ -9,6 +9,7 @@ from aihwkit.nn.modules.base import AnalogLayerBase
 from aihwkit.simulator.configs.devices import PulsedDevice
 from torch import nn
 
+from aihwkit_lora.callbacks.step_counts import StepCounts
 from aihwkit_lora.errors import StageError
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.tiles import FrozenLinear
@@ -38,7 +39,7 @@ class PulseCounter(pl.Callback):
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._before = Counts()
+        self._steps = StepCounts(ledger)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse models whose pulses cannot be counted.
@@ -56,16 +57,15 @@ class PulseCounter(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out what happened before training, such as the first programming."""
-        self._before = self.ledger.total()
+        self._steps = StepCounts(self.ledger)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log what this step added."""
-        total = self.ledger.total()
-        step, self._before = total.minus(self._before), total
+        step = self._steps.next()
         pl_module.log("pulses", _pulses(step), prog_bar=True)
-        pl_module.log("pulses_total", _pulses(total))
+        pl_module.log("pulses_total", _pulses(self.ledger.total()))
         pl_module.log_dict({event: float(step[event]) for event in _LOGGED})
 
     def state_dict(self) -> dict[str, Any]:

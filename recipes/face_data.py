@@ -197,7 +197,7 @@ class FaceData:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photos:
-    """Photos before augmentation: brightness ``(n, 1, height, width)`` in [0, 1], people ``(n,)``."""
+    """Photos as they are: brightness ``(n, 1, height, width)`` in [0, 1], people ``(n,)``."""
 
     images: Tensor
     people: Tensor
@@ -365,7 +365,7 @@ def _choose(
 def _split_by_photo(
     labels: Tensor, photos: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep all images of one photo together: of each person's photos 70 % train, 10 % validate, 20 % test."""
+    """Keep all images of one photo together; of each person's photos 70 % train, 20 % test."""
     parts: tuple[list[Tensor], ...] = ([], [], [])
     for label in labels.unique().tolist():
         own = photos[labels == label].unique()
@@ -386,7 +386,7 @@ def _split_by_photo(
 def _split_by_image(
     labels: Tensor, photos: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split as arXiv:2601.10037's code does: 80 % of each person's *augmented* images train, 20 % test.
+    """Split as arXiv:2601.10037's code does: of each person's *augmented* images 80 % train.
 
     Leaky on purpose, for comparison only: copies of one photo sit on both sides, and the
     validation images, on which the best epoch is picked, are the test images themselves.
@@ -399,7 +399,11 @@ def _split_by_image(
         held_out = max(1, round(0.2 * len(own)))
         test.append(shuffled[:held_out])
         train.append(shuffled[held_out:])
-    return torch.cat(train).sort().values, torch.cat(test).sort().values, torch.cat(test).sort().values
+    return (
+        torch.cat(train).sort().values,
+        torch.cat(test).sort().values,
+        torch.cat(test).sort().values,
+    )
 
 
 def _at_least_three(label: int, found: int, what: str) -> None:

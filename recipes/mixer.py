@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from aihwkit_lora.errors import ConfigurationError, DataError
@@ -135,7 +134,8 @@ class MlpMixer(nn.Module):
                 f"expected images of shape (n, 1, {self.image_size}, {self.image_size}), found "
                 f"{tuple(images.shape)}. Resize them, or set the mixer's image_size."
             )
-        tokens = self.patch_embedding(self._patches(images))
+        # Centred, so that rows of the first array are driven both ways.
+        tokens = self.patch_embedding(self._patches((images - 0.5) / 0.25))
         for block in self.blocks:
             tokens = block(tokens)
         logits: Tensor = self.head(self.norm(tokens).mean(dim=1))

@@ -192,7 +192,7 @@ RM_180NM = Chip(
     write_policy=WritePolicy(
         device=ReRamArrayOMPresetDevice,
         tolerance=_STATE_FULL_SCALE * _TOLERANCE_SIEMENS / _mapping.half_width_siemens,
-        max_pulses=60,
+        max_pulses=200,
     ),
     dac_bits=8,
     adc_bits=8,
@@ -217,7 +217,10 @@ RM_180NM = Chip(
             status=Status.ASSUMED,
         ),
         "pulses before a cell fails": Quantity(
-            value=60, unit="1", source="cut of the pulse-count distribution", status=Status.ASSUMED
+            value=200,
+            unit="1",
+            source="where 99.7 % of simulated cells have verified",
+            status=Status.ASSUMED,
         ),
         "device": Quantity(
             value=1,

@@ -134,7 +134,7 @@ def _write_layer(grid: TileGrid, chip: Chip, policy: WritePolicy, generator: Gen
         response = _response(grid, tile, policy, generator)
         target = weight * full_scale
         result = write_verify(target, response.fresh(generator), response, policy, generator)
-        cells.append(Cells(response, result.state, full_scale))
+        cells.append(Cells(response, result.state, full_scale, target, result.failed))
         targets.append(target)
         results.append(result)
     per_state = chip.mapping.half_width_siemens / full_scale

@@ -15,7 +15,7 @@ from aihwkit_lora.errors import ConfigurationError, StageError, UnsupportedTileE
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.programming.program import record, seeded
 from aihwkit_lora.programming.report import LayerProgramming, ProgramReport, layer_programming
-from aihwkit_lora.programming.write_verify import write_verify
+from aihwkit_lora.programming.write_verify import WriteResult, write_verify
 from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
 from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTileArray
 from aihwkit_lora.tiles.record import Cells, Programming
@@ -41,7 +41,8 @@ def reprogram_(
     """Write new weights into frozen arrays, cell by cell, from where the cells stand now.
 
     This is the one way to change a frozen model, and the path of every baseline. Cells that are
-    in tolerance already cost one verification and no pulse. A tile whose new weights no longer
+    in tolerance already cost one verification and no pulse, and so do cells that have failed
+    before, until their target moves by more than the tolerance. A tile whose new weights no longer
     fit into the window is mapped anew, which usually moves all of its cells.
 
     Args:
@@ -158,8 +159,9 @@ def _rewrite(
     for tile, position, part in zip(known, array.positions(), _split(target, array), strict=True):
         normalised, factor = _normalised(part.detach().float().cpu(), array.tile(*position)[1])
         goal = normalised * tile.full_scale
-        result = write_verify(goal, tile.state, tile.response, policy, generator)
-        after = Cells(tile.response, result.state, tile.full_scale)
+        within_reach = tile.reachable(goal, policy.tolerance)
+        result = write_verify(within_reach, tile.state, tile.response, policy, generator)
+        after = _after(tile, goal, within_reach, result)
         array.put(conductance, scale, position, after.weight, factor)
         cells.append(after)
         goals.append(goal)
@@ -172,6 +174,18 @@ def _rewrite(
     successor.probes = array.probes
     per_state = chip.mapping.half_width_siemens / known[0].full_scale
     return _Rewritten(layer, successor, layer_programming(name, goals, results, per_state))
+
+
+def _after(tile: Cells, goal: Tensor, within_reach: Tensor, result: WriteResult) -> Cells:
+    """The array afterwards; a cell that was not tried keeps the goal it failed to reach."""
+    untried = within_reach != goal
+    return Cells(
+        response=tile.response,
+        state=result.state,
+        full_scale=tile.full_scale,
+        goal=torch.where(untried, tile.goal, goal),
+        failed=torch.where(untried, tile.failed, result.failed),
+    )
 
 
 def _require_writable(name: str, layer: FrozenLinear, target: Tensor) -> None:

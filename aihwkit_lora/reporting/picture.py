@@ -130,52 +130,66 @@ def _add_legend(axes: Axes, colours: dict[str, str], arms: list[str]) -> None:
 
 
 def _draw_energy(axes: Axes, report: RunReport, timeline: Timeline) -> None:
-    from matplotlib.ticker import EngFormatter, NullFormatter
-
-    labels: list[tuple[float, str]] = []
+    first: list[float] = []
+    ends: list[tuple[float, str]] = []
     for (arm, stages), style in zip(report.arms.items(), cycle(_STYLES), strict=False):
         steps, joules = timeline.energy(stages)
         # A logarithmic axis has no place for nothing.
         visible = [energy if energy > 0.0 else float("nan") for energy in joules]
         axes.plot(steps, visible, color=_INK, **style)
-        labels.append((joules[-1], f"{arm}\n{format_si(joules[-1], 'J')}"))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(EngFormatter(unit="J"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("cumulative energy\n(programming included)")
+        first.append(joules[0])
+        ends.append((joules[-1], f"{arm}\n{format_si(joules[-1], 'J')}"))
     waits = "; an arm that needs fewer waits for the next stage" if timeline.waits else ""
     axes.set_xlabel(f"optimiser steps after programming{waits}")
     axes.set_xlim(0, timeline.last)
-    _label_start(axes, max(timeline.energy(stages)[1][0] for stages in report.arms.values()))
-    _label_ends(axes, labels)
+    axes.set_ylabel("cumulative energy\n(programming included)")
+    if max(ends)[0] > 0.0:
+        axes.set_yscale("log")
+    if max(first) > 0.0:
+        _scale(axes, max(first), max(ends)[0])
+        _label_start(axes, max(first))
+    _label_ends(axes, ends)
 
 
-def _label_ends(axes: Axes, labels: list[tuple[float, str]]) -> None:
-    """Write each line's name and last value beside its end, moved apart where they would touch."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    lowest = 0.0
-    for joules, label in sorted(labels):
-        height = to_axes.transform((0.0, joules))[1] if joules > 0.0 else 0.0
-        height = max(float(height), lowest)
-        axes.text(1.01, height, label, transform=axes.transAxes, va="center", color=_INK)
-        lowest = height + 0.14
+def _scale(axes: Axes, start: float, stop: float) -> None:
+    """Give a logarithmic axis room for a label below its lines, and ticks however short it is."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    span = max(stop / start, 2.0)
+    axes.set_ylim(start / span**0.18, start * span**1.1)
+    if span < 100.0:
+        subs = (1.0, 2.0, 5.0) if span > 5.0 else (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(EngFormatter(unit="J"))
 
 
 def _label_start(axes: Axes, joules: float) -> None:
     """Say what was spent before the first step, below the lines, which can only rise from there."""
-    if joules > 0.0:
-        span = axes.get_ylim()[1] / joules
-        axes.set_ylim(bottom=joules / max(2.0, span**0.16))
-        axes.plot([0], [joules], marker="o", color=_INK, clip_on=False, zorder=3)
-        axes.annotate(
-            f"initial programming: {format_si(joules, 'J')}",
-            (0, joules),
-            xytext=(10, -8),
-            textcoords="offset points",
-            va="top",
-            color=_INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-        )
+    axes.plot([0], [joules], marker="o", color=_INK, clip_on=False, zorder=3)
+    axes.annotate(
+        f"initial programming: {format_si(joules, 'J')}",
+        (0, joules),
+        xytext=(10, -8),
+        textcoords="offset points",
+        va="top",
+        color=_INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+    )
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, str]]) -> None:
+    """Write each line's name and last value beside its end, moved apart where they would touch."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    labels: dict[str, float] = {}
+    free = 1.0
+    for joules, label in sorted(ends, reverse=True):
+        height = float(to_axes.transform((0.0, joules))[1]) if joules > 0.0 else 0.0
+        labels[label] = min(height, free)
+        free = labels[label] - 0.14
+    lift = max(0.06 - min(labels.values()), 0.0)
+    for label, height in labels.items():
+        axes.text(1.01, height + lift, label, transform=axes.transAxes, va="center", color=_INK)
 
 
 def _mark_stages(figure: Figure, timeline: Timeline) -> None:
@@ -185,7 +199,7 @@ def _mark_stages(figure: Figure, timeline: Timeline) -> None:
     for name, (start, _) in timeline.spans.items():
         place = max(start / timeline.last, free)
         top.text(place, 1.02, name, transform=top.transAxes, color=_INK, style="italic")
-        free = place + 0.03 + 0.012 * len(name)
+        free = place + 0.02 + 0.0095 * len(name)
         if start:
             for axes in figure.axes:
                 axes.axvline(start, color=_GREY, linewidth=1.0, linestyle=(0, (1, 2)))

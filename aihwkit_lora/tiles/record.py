@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from aihwkit_lora.chips.mapping import ConductanceMapping
@@ -18,11 +19,27 @@ class Cells:
         response: How each cell moves under a pulse, shape ``(out_size, in_size)``.
         state: Where each cell stands, in cell-state units.
         full_scale: Cell state that stands for the normalised weight 1.
+        goal: Wanted cell states of the last writing.
+        failed: Cells that did not get there within their pulse budget.
     """
 
     response: PulseResponse
     state: CellState
     full_scale: float
+    goal: Tensor
+    failed: Tensor
+
+    def reachable(self, goal: Tensor, tolerance: float) -> Tensor:
+        """Spare cells that failed already from another round of pulses towards the same goal.
+
+        Args:
+            goal: Newly wanted cell states.
+            tolerance: How far a goal must move before a failed cell is tried again.
+        Returns:
+            ``goal``, but the present state for cells that are not worth trying.
+        """
+        hopeless = self.failed & ((goal - self.goal).abs() <= tolerance)
+        return torch.where(hopeless, self.state.apparent, goal)
 
     @property
     def weight(self) -> Tensor:

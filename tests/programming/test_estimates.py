@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from aihwkit.simulator.presets.devices import ReRamArrayOMPresetDevice
-from aihwkit_lora.metering.counts import Level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from aihwkit_lora.chips.write_policy import WritePolicy
 from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.metering.counts import Level
 from aihwkit_lora.programming.estimates import write_mean, write_sampled
 from aihwkit_lora.programming.response import CellState
 

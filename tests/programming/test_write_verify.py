@@ -16,13 +16,13 @@ from aihwkit.simulator.presets.devices import (
     ReRamESPresetDevice,
 )
 from aihwkit.simulator.tiles import AnalogTile
-from aihwkit_lora.metering.counts import Counts, Level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from aihwkit_lora.chips.write_policy import WritePolicy
 from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.metering.counts import Counts, Level
 from aihwkit_lora.programming.response import CellState, PulseResponse
 from aihwkit_lora.programming.write_verify import WriteResult, write_verify
 

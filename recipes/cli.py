@@ -1,0 +1,214 @@
+"""The command line: run recipes, list chips, look at the environment, print reports."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from aihwkit_lora._environment import doctor
+from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
+from aihwkit_lora.registry import nearest
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing usage, so that every error looks the same."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message}. Try: {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Instead of ``sys.argv[1:]``.
+    Returns:
+        0 if all went well, 1 if ``doctor`` found something broken, 2 for errors of use or data,
+        130 if interrupted.
+    """
+    console, errors = Console(), Console(stderr=True)
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments), console)
+    except AihwkitLoraError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("interrupted", style="red")
+        return 130
+
+
+def _dispatch(arguments: list[str], console: Console) -> int:
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and options.command != "run":
+        raise ConfigurationError(f"unknown argument '{unknown[0]}'. Try: aihwkit-lora --help")
+    if options.command == "run":
+        return _run(options, unknown, console)
+    if options.command == "recipes":
+        return _recipes(console)
+    if options.command == "chips":
+        return _chips(options.name, console)
+    if options.command == "doctor":
+        return _doctor(console)
+    if options.command == "report":
+        return _report(options.folder, console)
+    parser.print_help()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="aihwkit-lora", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    run = commands.add_parser("run", help="run a recipe", add_help=False)
+    run.add_argument("recipe", nargs="?", metavar="RECIPE", help="see: aihwkit-lora recipes")
+    run.add_argument("-h", "--help", action="store_true", help="with a recipe: show its options")
+    run.add_argument("--out", type=Path, default=None, help="folder of the run")
+    run.add_argument("--config", type=Path, help="YAML file with options of the recipe")
+    run.add_argument("--resume", action="store_true", help="go on after the last finished stage")
+    commands.add_parser("recipes", help="list recipes")
+    chips = commands.add_parser("chips", help="list chips, or all numbers of one")
+    chips.add_argument("name", nargs="?", metavar="NAME")
+    commands.add_parser("doctor", help="check what is installed")
+    report = commands.add_parser("report", help="print the report of a run")
+    report.add_argument("folder", type=Path, help="folder of the run, or its report.json")
+    return parser
+
+
+def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
+    from aihwkit_lora.recipes import RECIPES, run_recipe
+    from aihwkit_lora.recipes.options import build, read_yaml
+    from aihwkit_lora.reporting import print_summary
+
+    if options.recipe is None:
+        if options.help:
+            console.print("usage: aihwkit-lora run RECIPE [--out DIR] [--config FILE] [--resume]")
+            return _recipes(console)
+        raise ConfigurationError(
+            f"expected a recipe. {nearest('', RECIPES)} Try: aihwkit-lora run --help"
+        )
+    recipe = RECIPES.get(options.recipe)
+    parser = _recipe_parser(recipe)
+    if options.help:
+        parser.print_help()
+        return 0
+    given = vars(_parse_known_only(parser, rest))
+    from_file = read_yaml(options.config) if options.config else {}
+    config = build(recipe.config, {**from_file, **given})
+    out = options.out or Path("runs") / recipe.name
+    _quiet_lightning()
+    # Layers of a few thousand weights gain nothing from threads, and lose much where two
+    # processes share two cores.
+    torch.set_num_threads(1)
+    try:
+        report = run_recipe(recipe, config, out, resume=options.resume, say=console.print)
+    except BaseException:
+        _say_how_to_resume(out, recipe.name, rest, options.config)
+        raise
+    print_summary(report, console)
+    console.print(f"\nreport:  {out / 'report.json'}\npicture: {out / 'report.png'}")
+    return 0
+
+
+def _recipe_parser(recipe: Any) -> argparse.ArgumentParser:
+    from aihwkit_lora.recipes.options import add_arguments
+
+    parser = _Parser(prog=f"aihwkit-lora run {recipe.name}", description=recipe.summary)
+    parser.add_argument("--out", metavar="DIR", help=f"default: runs/{recipe.name}")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options")
+    parser.add_argument("--resume", action="store_true", help="go on after the last stage")
+    add_arguments(parser, recipe.config)
+    for action in parser._actions:
+        if action.dest in ("out", "config", "resume"):
+            action.default = argparse.SUPPRESS
+    return parser
+
+
+def _parse_known_only(parser: argparse.ArgumentParser, rest: list[str]) -> argparse.Namespace:
+    options, unknown = parser.parse_known_args(rest)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise ConfigurationError(f"unknown option '{unknown[0]}'. {nearest(unknown[0], known)}")
+    return options
+
+
+def _say_how_to_resume(out: Path, recipe: str, rest: list[str], config: Path | None) -> None:
+    finished = sorted(file.stem for file in (out / "stages").glob("*.pt"))
+    if not finished:
+        return
+    command = ["aihwkit-lora", "run", recipe, "--out", str(out), "--resume", *rest]
+    if config is not None:
+        command += ["--config", str(config)]
+    Console(stderr=True).print(
+        f"finished stages are kept in {out / 'stages'}: {', '.join(finished)}.\n"
+        f"Resume with: {' '.join(command)}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _quiet_lightning() -> None:
+    # Each stage would print the same lines about devices and tips.
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _recipes(console: Console) -> int:
+    from aihwkit_lora.recipes import RECIPES
+
+    for name in RECIPES:
+        console.print(f"{name}: {RECIPES.get(name).summary}", highlight=False, markup=False)
+    return 0
+
+
+def _chips(name: str | None, console: Console) -> int:
+    from aihwkit_lora import chips
+
+    if name is None:
+        for known in chips.names():
+            console.print(f"{known}: {chips.get(known).title}", highlight=False, markup=False)
+        return 0
+    chip = chips.get(name)
+    table = Table(title=chip.title)
+    for heading in ("quantity", "value", "low", "high", "unit", "status", "source"):
+        table.add_column(heading, overflow="fold")
+    rows = [(f"energy of {event}", quantity) for event, quantity in chip.prices.energy.items()]
+    rows += [(f"time of {event}", quantity) for event, quantity in chip.prices.latency.items()]
+    for what, quantity in (*chip.facts.items(), *rows):
+        ends = quantity.interval
+        numbers = (f"{number:.4g}" for number in (ends.value, ends.low, ends.high))
+        table.add_row(what, *numbers, quantity.unit, str(quantity.status), quantity.source)
+    console.print(table)
+    return 0
+
+
+def _doctor(console: Console) -> int:
+    checks = doctor()
+    table = Table()
+    for heading in ("what", "works", "detail"):
+        table.add_column(heading, overflow="fold")
+    for check in checks:
+        works = "yes" if check.ok else "NO" if check.required else "no (optional)"
+        table.add_row(check.name, works, check.detail)
+    console.print(table)
+    return int(any(check.fatal for check in checks))
+
+
+def _report(folder: Path, console: Console) -> int:
+    from aihwkit_lora.reporting import RunReport, print_summary
+
+    path = folder if folder.suffix == ".json" else folder / "report.json"
+    print_summary(RunReport.read(path), console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Objectives of the face-recognition stages, and how images vary while training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From a model, images ``(n, 1, size, size)`` and labels ``(n,)`` to a loss."""
+
+
+def learning(*, weight_noise: float, label_smoothing: float = 0.1) -> Objective:
+    """Cross-entropy under random weights around the present ones, so that write errors matter less.
+
+    Args:
+        weight_noise: Standard deviation of each linear layer's weights, as a fraction of the
+            layer's largest magnitude. Cells are programmed to ±1/30 of that.
+        label_smoothing: Share of the target spread over all outputs.
+    """
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        noisy = {
+            f"{name}.weight": _shaken(layer.weight, weight_noise)
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Linear)
+        }
+        logits: Tensor = torch.func.functional_call(model, noisy, (varied(images),))
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+    return loss
+
+
+def forgetting(*, forgotten: int, kept: Sequence[int], margin: float) -> Objective:
+    """Keep everybody but one, whose images shall look like any of the others equally.
+
+    The loss is bounded, unlike the gradient ascent of arXiv:2601.10037's code: cross-entropy to
+    the label for kept people and to a uniform mix of the kept people for the forgotten one, and a
+    hinge that keeps the forgotten output below the winner by a margin on every image.
+
+    Args:
+        forgotten: Output of the person to forget.
+        kept: Outputs of everybody else who was learnt.
+        margin: Wanted distance in logits.
+    """
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        logits = model(varied(images))
+        target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        nobody = torch.zeros_like(target[0])
+        nobody[list(kept)] = 1.0 / len(kept)
+        target[labels == forgotten] = nobody
+        return F.cross_entropy(logits, target) + hinge(logits, forgotten, margin)
+
+    return loss
+
+
+def continuing(*, forgotten: int, margin: float) -> Objective:
+    """Learn a new person beside the kept ones, without any image of the forgotten one.
+
+    The hinge of :func:`forgetting` is held on the images at hand.
+
+    Args:
+        forgotten: Output that must not win again.
+        margin: Wanted distance in logits.
+    """
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        logits = model(varied(images))
+        return F.cross_entropy(logits, labels) + hinge(logits, forgotten, margin)
+
+    return loss
+
+
+def hinge(logits: Tensor, output: int, margin: float) -> Tensor:
+    """Mean of max(0, margin + z_output − largest other z).
+
+    Args:
+        logits: Shape ``(n, outputs)``.
+        output: The one that shall stay below.
+        margin: By how much.
+
+    Example:
+        >>> hinge(torch.tensor([[0.0, 3.0], [1.0, 0.0]]), output=0, margin=2.0)
+        tensor(1.5000)
+    """
+    others = logits.clone()
+    others[:, output] = -math.inf
+    return F.relu(margin + logits[:, output] - others.amax(dim=1)).mean()
+
+
+def varied(
+    images: Tensor, *, shift: float = 1.0, rotation_degrees: float = 10.0, zoom: float = 0.1
+) -> Tensor:
+    """Rotate, zoom and shift each image a little at random; edges are repeated.
+
+    Args:
+        images: Shape ``(n, 1, size, size)``.
+        shift: Largest shift either way, in pixels.
+        rotation_degrees: Largest rotation either way.
+        zoom: Largest relative change of size.
+    Returns:
+        Shape of ``images``.
+
+    Example:
+        >>> varied(torch.rand(3, 1, 16, 16)).shape
+        torch.Size([3, 1, 16, 16])
+    """
+    count, size = len(images), images.shape[-1]
+    draw = 2.0 * torch.rand(4, count) - 1.0
+    angle, scale = math.radians(rotation_degrees) * draw[0], 1.0 + zoom * draw[1]
+    maps = torch.zeros(count, 2, 3)
+    maps[:, 0, 0] = maps[:, 1, 1] = scale * angle.cos()
+    maps[:, 0, 1], maps[:, 1, 0] = -scale * angle.sin(), scale * angle.sin()
+    maps[:, :, 2] = 2.0 * shift / size * draw[2:].T
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _shaken(weight: Tensor, relative: float) -> Tensor:
+    return weight + relative * weight.detach().abs().max() * torch.randn_like(weight)

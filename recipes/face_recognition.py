@@ -1,0 +1,325 @@
+"""Face recognition: learn, program, freeze, forget a person, continue with another; counted.
+
+The first workload of arXiv:2601.10037: an MLP-Mixer learns five people in torch and is programmed
+into arrays of resistive memory. One person is then forgotten, and a new one learnt, each by a LoRA
+branch beside the frozen arrays; both branches stay active from then on. Beside it runs the
+baseline that trains all weights and writes the arrays after every step.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+import aihwkit_lora as al
+from aihwkit_lora.callbacks import EnergyMeter, FrozenGuard, PulseCounter
+from aihwkit_lora.chips import Chip
+from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.recipes.face_data import FaceData, FaceDataConfig, FaceImages, load_faces
+from aihwkit_lora.recipes.face_objectives import Objective, continuing, forgetting, learning
+from aihwkit_lora.recipes.face_ratios import ratios
+from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.reprogramming import Reprogrammer, train_all_weights_
+from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.training import (
+    VALIDATION,
+    Evaluation,
+    Schedule,
+    Score,
+    StepRecorder,
+    Trainee,
+    fit,
+)
+from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceRecognition(FaceDataConfig):
+    """Options of the recipe; those of the data come first.
+
+    Args:
+        chip: Name of the chip to program and to price for.
+        baseline: Whether to run the arm that reprograms all weights.
+        learn_epochs: Epochs of learning the first people, in torch.
+        weight_noise: Weight noise while learning, as a fraction of the largest weight.
+        forget_rank: Rank of the adapter that forgets.
+        forget_epochs: Its epochs.
+        continue_rank: Rank of the adapter that learns the new person.
+        continue_epochs: Its epochs.
+        lora_scale: Factor on the adapters' output; ``lora_alpha`` is this times the rank.
+        margin: Logits by which the forgotten output shall stay below the winner.
+        batch_size: Images per step of the adapters.
+        reprogram_forget_epochs: Steps in which the baseline forgets, each on all images.
+        reprogram_continue_epochs: Steps in which the baseline learns the new person.
+
+    Example:
+        >>> FaceRecognition(data="digits", seed=1).forgotten
+        2
+    """
+
+    chip: str = "rm-180nm"
+    baseline: bool = True
+    learn_epochs: int = 150
+    weight_noise: float = 0.03
+    forget_rank: int = 6
+    forget_epochs: int = 30
+    continue_rank: int = 8
+    continue_epochs: int = 100
+    lora_scale: float = 4.0
+    margin: float = 5.0
+    batch_size: int = 128
+    reprogram_forget_epochs: int = 30
+    reprogram_continue_epochs: int = 60
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        al.chips.get(self.chip)
+        for name in (field.name for field in dataclasses.fields(self)):
+            if name.endswith(("_epochs", "_rank", "_size")) and getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"expected {name} of at least 1, found {getattr(self, name)}."
+                )
+
+
+def run(config: FaceRecognition, folder: RunFolder) -> RunReport:
+    """Run all stages of both arms.
+
+    Args:
+        config: What to run.
+        folder: Keeps finished stages, and hands them back when a run is resumed.
+    """
+    job = Job(config, load_faces(config), al.chips.get(config.chip), folder)
+    learnt = folder.stage("learn", job.learn)
+    programmed = folder.stage("program", lambda: job.program(learnt.model))
+    forgotten = folder.stage("hybrid-forget", lambda: job.forget(programmed.model))
+    continued = folder.stage("hybrid-continue", lambda: job.continue_(forgotten.model))
+    start = (learnt.record, programmed.record)
+    arms = {"hybrid": (*start, forgotten.record, continued.record)}
+    if config.baseline:
+        forgotten = folder.stage("reprogram-forget", lambda: job.rewrite(programmed.model))
+        continued = folder.stage("reprogram-continue", lambda: job.rewrite_on(forgotten.model))
+        arms["reprogram"] = (*start, forgotten.record, continued.record)
+    return RunReport(
+        recipe="face_recognition",
+        chip=config.chip,
+        seed=config.seed,
+        config=dataclasses.asdict(config),
+        environment=environment(),
+        arms=arms,
+        ratios=ratios(arms, job.chip),
+    )
+
+
+class Job:
+    """The stages of one run.
+
+    Args:
+        config: Options.
+        faces: Images of everybody.
+        chip: Where the model runs.
+        folder: Where logs go.
+    """
+
+    def __init__(
+        self, config: FaceRecognition, faces: FaceData, chip: Chip, folder: RunFolder
+    ) -> None:
+        self.config, self.faces, self.chip, self.folder = config, faces, chip, folder
+
+    def learn(self) -> Finished:
+        """Learn the first people in torch. That happens off the chip and is not counted."""
+        self._seed(0)
+        model = MlpMixer()
+        schedule = Schedule(
+            epochs=self.config.learn_epochs, learning_rate=5e-3, batch_size=64, weight_decay=0.01
+        )
+        objective = learning(weight_noise=self.config.weight_noise)
+        learnt, start = self.faces.learnt, time.perf_counter()
+        trainee = Trainee(model, objective, schedule, score=lambda e: -e.loss(*learnt))
+        log = self.folder.path / "logs" / "learn"
+        fit(trainee, self.faces.train.of(*learnt), self.faces, schedule, log=log, callbacks=[])
+        trainee.restore_best()
+        return self._finished("learn", model, Counts(), start, metrics=self._learnt(model))
+
+    def program(self, learnt: nn.Module) -> Finished:
+        """Convert, program by write–verify, and freeze."""
+        start, ledger = time.perf_counter(), Ledger()
+        model = al.convert(learnt, self.chip).requires_grad_(False)
+        al.program_(model, self.chip, ledger=ledger, phase="program", seed=self.config.seed)
+        al.freeze_(model)
+        metrics = self._learnt(model)
+        return self._finished("program", model, ledger.total(), start, metrics=metrics)
+
+    def forget(self, programmed: nn.Module) -> Finished:
+        """Forget one person by a LoRA branch."""
+        adapter = self._adapter(self.config.forget_rank)
+        # PEFT puts adapters into the model it is given; the other arm starts from the same one.
+        model = get_peft_model(copy.deepcopy(programmed), adapter, adapter_name="forget")
+        return self._adapt(
+            "forget", model, self._forgetting(), self.config.forget_epochs, _forget_score
+        )
+
+    def continue_(self, forgotten: PeftModel) -> Finished:
+        """Learn a new person by a second branch; the first stays active, and fixed."""
+        forgotten.add_adapter("continue", self._adapter(self.config.continue_rank))
+        forgotten.base_model.set_adapter(["forget", "continue"])
+        for name, parameter in forgotten.named_parameters():
+            parameter.requires_grad_(".continue." in name)
+        return self._adapt(
+            "continue", forgotten, self._continuing(), self.config.continue_epochs, _continue_score
+        )
+
+    def rewrite(self, programmed: nn.Module) -> Finished:
+        """Forget by training all weights, written into the arrays after each step."""
+        model = train_all_weights_(copy.deepcopy(programmed))
+        epochs = self.config.reprogram_forget_epochs
+        return self._reprogram("forget", model, self._forgetting(), epochs, 5e-3)
+
+    def rewrite_on(self, forgotten: nn.Module) -> Finished:
+        """Learn the new person in the same way."""
+        epochs = self.config.reprogram_continue_epochs
+        return self._reprogram("continue", forgotten, self._continuing(), epochs, 1e-2)
+
+    def _adapt(
+        self,
+        stage: str,
+        model: PeftModel,
+        objective: Objective,
+        epochs: int,
+        score: Callable[[FaceData], Score],
+    ) -> Finished:
+        schedule = Schedule(epochs=epochs, learning_rate=1e-2, batch_size=self.config.batch_size)
+        trainee = Trainee(model, objective, schedule, score=score(self.faces))
+        return self._train("hybrid", stage, trainee, schedule, Ledger(), FrozenGuard())
+
+    def _reprogram(
+        self, stage: str, model: nn.Module, objective: Objective, epochs: int, rate: float
+    ) -> Finished:
+        ledger = Ledger()
+        schedule = Schedule(epochs=epochs, learning_rate=rate, batch_size=None)
+        seed = self.config.seed + len(stage)
+        write = Reprogrammer(model, self.chip, ledger, phase=stage, seed=seed)
+        trainee = Trainee(model, objective, schedule, after_step=write)
+        return self._train("reprogram", stage, trainee, schedule, ledger)
+
+    def _train(
+        self,
+        arm: str,
+        stage: str,
+        trainee: Trainee,
+        schedule: Schedule,
+        ledger: Ledger,
+        *guards: FrozenGuard,
+    ) -> Finished:
+        self._seed(len(stage))
+        model, start = trainee.model, time.perf_counter()
+        evaluate = self._after_forgetting if stage == "forget" else self._after_continuing
+        recorder = StepRecorder(ledger, self.chip, lambda: evaluate(model))
+        meter = EnergyMeter(self.chip, ledger, phase=stage, validation_phase=VALIDATION)
+        callbacks = [*guards, meter, PulseCounter(ledger), recorder]
+        log = self.folder.path / "logs" / f"{arm}-{stage}"
+        images = self._images(stage)
+        fit(trainee, images, self.faces, schedule, log=log, callbacks=callbacks)
+        trainee.restore_best()
+        metrics = {**evaluate(model), **self._adapter_off(model)}
+        counts = ledger.total(phase=stage)
+        steps = tuple(recorder.steps)
+        return self._finished(stage, model, counts, start, metrics=metrics, steps=steps)
+
+    def _images(self, stage: str) -> FaceImages:
+        """Images of everybody learnt so far; the forgotten person's are gone once forgotten."""
+        faces = self.faces
+        people = faces.learnt if stage == "forget" else (*faces.kept, faces.new)
+        return faces.train.of(*people)
+
+    def _forgetting(self) -> Objective:
+        faces = self.faces
+        return forgetting(forgotten=faces.forgotten, kept=faces.kept, margin=self.config.margin)
+
+    def _continuing(self) -> Objective:
+        return continuing(forgotten=self.faces.forgotten, margin=self.config.margin)
+
+    def _adapter(self, rank: int) -> LoraConfig:
+        # PEFT divides by the rank; the paper's code does not.
+        alpha = self.config.lora_scale * rank
+        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
+
+    def _learnt(self, model: nn.Module) -> dict[str, float]:
+        learnt = Evaluation.of(model, self.faces.test).accuracy(*self.faces.learnt)
+        return {"learnt_accuracy": learnt}
+
+    def _after_forgetting(self, model: nn.Module) -> dict[str, float]:
+        faces, result = self.faces, Evaluation.of(model, self.faces.test)
+        return {
+            "forget_accuracy": result.accuracy(faces.forgotten),
+            "retain_accuracy": result.accuracy(*faces.kept),
+        }
+
+    def _after_continuing(self, model: nn.Module) -> dict[str, float]:
+        new = Evaluation.of(model, self.faces.test).accuracy(self.faces.new)
+        return {**self._after_forgetting(model), "new_accuracy": new}
+
+    def _adapter_off(self, model: nn.Module) -> dict[str, float]:
+        """What the arrays still know: the forgotten person without any adapter."""
+        if not isinstance(model, PeftModel):
+            return {}
+        trained = [parameter.requires_grad for parameter in model.parameters()]
+        with model.disable_adapter():
+            result = Evaluation.of(model, self.faces.test)
+        # PEFT 0.21 makes every active adapter trainable on the way out.
+        for parameter, flag in zip(model.parameters(), trained, strict=True):
+            parameter.requires_grad_(flag)
+        return {"adapter_off_forget_accuracy": result.accuracy(self.faces.forgotten)}
+
+    def _seed(self, stage: int) -> None:
+        torch.manual_seed(1000 * self.config.seed + stage)
+
+    def _finished(
+        self,
+        name: str,
+        model: nn.Module,
+        counts: Counts,
+        start: float,
+        *,
+        metrics: dict[str, float],
+        steps: tuple[StepRecord, ...] = (),
+    ) -> Finished:
+        frozen = next(al.frozen_layers(model), None) is not None
+        record = StageRecord(
+            name=name,
+            metrics=metrics,
+            counts=counts,
+            energy=al.price(counts, self.chip),
+            trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            fingerprint=al.fingerprint(model) if frozen else "",
+            steps=steps,
+            wall_s=time.perf_counter() - start,
+        )
+        return Finished(model, record)
+
+
+def _forget_score(faces: FaceData) -> Score:
+    return lambda e: -e.loss(*faces.kept) - 10.0 * e.accuracy(faces.forgotten)
+
+
+def _continue_score(faces: FaceData) -> Score:
+    return lambda e: -e.loss(*faces.kept, faces.new)
+
+
+RECIPES.add(
+    "face_recognition",
+    Recipe(
+        name="face_recognition",
+        summary="forget one person and learn another by LoRA on frozen arrays (MLP-Mixer)",
+        config=FaceRecognition,
+        run=run,
+    ),
+)

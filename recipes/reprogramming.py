@@ -1,0 +1,107 @@
+"""The baseline: all weights are trained, and the arrays written after every step."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aihwkit_lora.chips import Chip
+from aihwkit_lora.metering import Ledger
+from aihwkit_lora.metering.macs import Macs, count_macs
+from aihwkit_lora.programming.program import seeded
+from aihwkit_lora.programming.reprogram import reprogram_
+from aihwkit_lora.tiles import FrozenLinear, frozen_layers
+
+
+class MasterLinear(nn.Module):
+    """A frozen layer and a digital master copy of its weights, which gets the gradient.
+
+    Outputs come from the arrays; the master copy only decides what is written next.
+
+    Args:
+        frozen: The layer with the arrays.
+    """
+
+    def __init__(self, frozen: FrozenLinear) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.in_features, self.out_features = frozen.in_features, frozen.out_features
+        self.weight = nn.Parameter(torch.as_tensor(frozen.weight).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read the arrays; route the weight gradient to the master copy."""
+        # The second term is zero. Its gradient for the weight is that of the product.
+        nothing = F.linear(x.detach(), self.weight - self.weight.detach())
+        y: Tensor = self.frozen(x) + nothing
+        return y
+
+
+@count_macs(MasterLinear)
+def _count(layer: MasterLinear, output: Tensor) -> Macs:
+    # The arrays do the products with weights; only the outer product is digital.
+    macs = output.numel() * layer.in_features
+    return Macs(forward=0, input_gradient=0, weight_gradient=macs)
+
+
+def train_all_weights_(model: nn.Module) -> nn.Module:
+    """Give every frozen layer of a model a trainable master copy.
+
+    Args:
+        model: A frozen model without adapters.
+    Returns:
+        The model itself, all of whose parameters want a gradient.
+    """
+    for name, layer in list(frozen_layers(model)):
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, MasterLinear(layer))
+    return model.requires_grad_(True)
+
+
+class Reprogrammer:
+    """Writes the master copies into the arrays, counted.
+
+    Args:
+        model: What :func:`train_all_weights_` returned.
+        chip: Whose arrays they are.
+        ledger: Where pulses and reads are added.
+        phase: Under which name.
+        seed: Seed of all pulses.
+    """
+
+    def __init__(
+        self, model: nn.Module, chip: Chip, ledger: Ledger, *, phase: str, seed: int
+    ) -> None:
+        self._model, self._chip, self._ledger, self._phase = model, chip, ledger, phase
+        self._masters = {
+            f"{name}.frozen": layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, MasterLinear)
+        }
+        self._generator = seeded(seed)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Clip the masters to what the window holds, and write them cell by cell."""
+        for master in self._masters.values():
+            limit = _largest_weight(master.frozen)
+            master.weight.copy_(master.weight.clamp(-limit, limit))
+        targets = {name: master.weight for name, master in self._masters.items()}
+        seed = int(torch.randint(2**62, (), generator=self._generator))
+        reprogram_(
+            self._model, self._chip, targets, ledger=self._ledger, phase=self._phase, seed=seed
+        )
+
+
+def _largest_weight(layer: FrozenLinear) -> Tensor:
+    """Weight at the end of the window for each cell, shape ``(out_features, in_features)``."""
+    array = layer.analog_module
+    scales = [
+        torch.cat([array.tile(i, o)[1] for o in range(len(array.blocks.out_sizes))])
+        for i in range(len(array.blocks.in_sizes))
+    ]
+    columns = [
+        scale[:, None].expand(-1, size)
+        for scale, size in zip(scales, array.blocks.in_sizes, strict=True)
+    ]
+    return torch.cat(columns, dim=1)
