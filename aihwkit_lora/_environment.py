@@ -142,7 +142,7 @@ def _probe_peft() -> str:
     from torch import device, nn, random
 
     with device("cpu"), random.fork_rng(devices=[]):
-        get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(r=1, target_modules=["0"]))  # type: ignore[arg-type]
+        get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(r=1, target_modules=["0"]))
     return "LoRA on a linear layer"
 
 

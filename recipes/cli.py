@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
         return 0
     given = vars(_parse_known_only(parser, rest))
     from_file = read_yaml(options.config) if options.config else {}
-    config = build(recipe.config, {**from_file, **given})
+    config: Any = build(recipe.config, {**from_file, **given})
     out = options.out or Path("runs") / recipe.name
     _quiet_lightning()
     # Layers of a few thousand weights gain nothing from threads, and lose much where two

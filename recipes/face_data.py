@@ -376,10 +376,8 @@ def _split_by_photo(
         parts[0].append(shuffled[test + validation :])
         parts[1].append(shuffled[test : test + validation])
         parts[2].append(shuffled[:test])
-    train, validation, test = (
-        torch.isin(photos, torch.cat(part)).nonzero().flatten() for part in parts
-    )
-    return train, validation, test
+    chosen = [torch.isin(photos, torch.cat(part)).nonzero().flatten() for part in parts]
+    return chosen[0], chosen[1], chosen[2]
 
 
 @SPLITS.register("reference")

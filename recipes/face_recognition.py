@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -167,14 +168,15 @@ class Job:
             "forget", model, self._forgetting(), self.config.forget_epochs, _forget_score
         )
 
-    def continue_(self, forgotten: PeftModel) -> Finished:
+    def continue_(self, forgotten: nn.Module) -> Finished:
         """Learn a new person by a second branch; the first stays active, and fixed."""
-        forgotten.add_adapter("continue", self._adapter(self.config.continue_rank))
-        forgotten.base_model.set_adapter(["forget", "continue"])
-        for name, parameter in forgotten.named_parameters():
+        model = cast(PeftModel, forgotten)
+        model.add_adapter("continue", self._adapter(self.config.continue_rank))
+        model.base_model.set_adapter(["forget", "continue"])  # type: ignore[operator]
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(".continue." in name)
         return self._adapt(
-            "continue", forgotten, self._continuing(), self.config.continue_epochs, _continue_score
+            "continue", model, self._continuing(), self.config.continue_epochs, _continue_score
         )
 
     def rewrite(self, programmed: nn.Module) -> Finished:
@@ -250,7 +252,7 @@ class Job:
     def _adapter(self, rank: int) -> LoraConfig:
         # PEFT divides by the rank; the paper's code does not.
         alpha = self.config.lora_scale * rank
-        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
+        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)  # type: ignore[arg-type]
 
     def _learnt(self, model: nn.Module) -> dict[str, float]:
         learnt = Evaluation.of(model, self.faces.test).accuracy(*self.faces.learnt)

@@ -56,12 +56,11 @@ class Observer:
         if self._undo:
             raise StageError("observe: expected an observer that is not running, got one that is.")
         self._require_countable()
-        for name, module in self.model.named_modules():
-            if isinstance(module, FrozenLinear):
-                self._watch_tiles(plain_name(name), module)
-            elif (macs := counter_of(module)) is not None:
-                self._watch_digital(plain_name(name), module, macs)
-        self._undo.append(register_optimizer_step_post_hook(self._on_optimizer_step).remove)
+        try:
+            self._watch()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:
@@ -89,11 +88,6 @@ class Observer:
                 )
         for name, layer in frozen_layers(self.model):
             array = layer.analog_module
-            if array.programming.mapping is None and self._mapping is None:
-                raise StageError(
-                    f"layer '{name}': expected known conductances, got an array frozen as "
-                    f"'{array.programming.source}'. Pass observe(..., mapping=chip.mapping)."
-                )
             if any(getattr(p, "ledger", None) is self.ledger for p in array.probes):
                 raise StageError(
                     f"layer '{name}': expected a ledger that does not observe this model yet, got "
@@ -101,9 +95,24 @@ class Observer:
                     "use a ledger of its own."
                 )
 
+    def _watch(self) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, FrozenLinear):
+                self._watch_tiles(plain_name(name), module)
+            elif (macs := counter_of(module)) is not None:
+                self._watch_digital(plain_name(name), module, macs)
+        self._undo.append(register_optimizer_step_post_hook(self._on_optimizer_step).remove)
+
     def _watch_tiles(self, name: str, layer: FrozenLinear) -> None:
         probes = layer.analog_module.probes
-        probe = _TileProbe(self, name, layer, self._mapping)
+        known = layer.analog_module.programming.mapping or self._mapping
+        if known is None:
+            raise StageError(
+                f"layer '{name}': expected known conductances, got an array frozen as "
+                f"'{layer.analog_module.programming.source}'. Pass observe(..., "
+                "mapping=chip.mapping)."
+            )
+        probe = _TileProbe(self, name, layer, known)
         probes.append(probe)
         self._undo.append(lambda: probes.remove(probe))
 
@@ -181,9 +190,9 @@ class _TileProbe:
         observer: Observer,
         name: str,
         layer: FrozenLinear,
-        mapping: ConductanceMapping | None,
+        fallback: ConductanceMapping,
     ) -> None:
-        self._observer, self._name, self._layer, self._mapping = observer, name, layer, mapping
+        self._observer, self._name, self._layer, self._fallback = observer, name, layer, fallback
         self._array: nn.Module | None = None
         self._row_sums = torch.empty(0)
 
@@ -241,13 +250,13 @@ class _TileProbe:
         """Conductance of each row of each tile in whole pS, ``(in_tiles, out_tiles, rows)``."""
         array = self._layer.analog_module
         if array is not self._array:
-            self._array, self._row_sums = array, _row_sums(self._layer, self._mapping)
+            mapping = array.programming.mapping or self._fallback
+            self._array, self._row_sums = array, _row_sums(self._layer, mapping)
         return self._row_sums
 
 
-def _row_sums(layer: FrozenLinear, fallback: ConductanceMapping | None) -> Tensor:
+def _row_sums(layer: FrozenLinear, mapping: ConductanceMapping) -> Tensor:
     array = layer.analog_module
-    mapping = array.programming.mapping or fallback
     blocks = array.blocks
     sums = torch.zeros(len(blocks.in_sizes), len(blocks.out_sizes), blocks.rows, dtype=torch.int64)
     for in_tile, out_tile in array.positions():

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from aihwkit.simulator.tiles.module import TileModule
 from torch import Generator, nn
 
 from aihwkit_lora.chips.chip import Chip
@@ -88,9 +89,9 @@ def program_(
             f"{type(model).__name__}: expected analogue layers to program, got none. Call "
             "convert(net, chip), or aihwkit's convert_to_analog, first."
         )
-    for layer in written:
-        _store(layer, chip)
-    report = ProgramReport(chip=chip, layers=tuple(layer.report for layer in written))
+    for part in written:
+        _store(part, chip)
+    report = ProgramReport(chip=chip, layers=tuple(part.report for part in written))
     record(report, ledger, phase)
     return report
 
@@ -143,7 +144,7 @@ def _write_layer(grid: TileGrid, chip: Chip, policy: WritePolicy, generator: Gen
 
 
 def _response(
-    grid: TileGrid, tile: nn.Module, policy: WritePolicy, generator: Generator
+    grid: TileGrid, tile: TileModule, policy: WritePolicy, generator: Generator
 ) -> PulseResponse:
     if not grid.pulsed:
         shape = (tile.out_size, tile.in_size)

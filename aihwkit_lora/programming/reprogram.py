@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from torch import Generator, Tensor, nn
 
 from aihwkit_lora.chips.chip import Chip
@@ -98,12 +99,12 @@ def reprogram_(
     return report
 
 
-def _adapters(model: nn.Module) -> dict[str, LoraLayer]:
+def _adapters(model: nn.Module) -> dict[str, Linear]:
     """LoRA wrappers of frozen layers that have an active adapter, by plain name."""
     found = {
         plain_name(f"{name}.base_layer"): module
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
+        if isinstance(module, Linear)
         and isinstance(module.get_base_layer(), FrozenLinear)
         and not module.disable_adapters
         and any(adapter in module.lora_A for adapter in module.active_adapters)
@@ -116,11 +117,12 @@ def _adapters(model: nn.Module) -> dict[str, LoraLayer]:
     return found
 
 
-def _consolidated(adapters: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+def _consolidated(adapters: Mapping[str, Linear]) -> dict[str, Tensor]:
     targets = {}
     for name, wrapper in adapters.items():
         variants = getattr(wrapper, "lora_variant", {})
-        weight = torch.as_tensor(wrapper.get_base_layer().analog_module.logical_weight())
+        base: FrozenLinear = wrapper.get_base_layer()  # type: ignore[assignment]
+        weight = base.analog_module.logical_weight()
         for adapter in _active(wrapper):
             if adapter in variants:
                 raise UnsupportedTileError(
@@ -132,15 +134,14 @@ def _consolidated(adapters: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     return targets
 
 
-def _active(wrapper: LoraLayer) -> list[str]:
+def _active(wrapper: Linear) -> list[str]:
     return [adapter for adapter in wrapper.active_adapters if adapter in wrapper.lora_A]
 
 
-def _start_over(adapters: Mapping[str, LoraLayer]) -> None:
-    with torch.no_grad():
-        for wrapper in adapters.values():
-            for adapter in _active(wrapper):
-                wrapper.lora_B[adapter].weight.zero_()
+def _start_over(adapters: Mapping[str, Linear]) -> None:
+    for wrapper in adapters.values():
+        for adapter in _active(wrapper):
+            nn.init.zeros_(cast(nn.Linear, wrapper.lora_B[adapter]).weight)
 
 
 def _rewrite(

@@ -102,8 +102,14 @@ def _fingerprints(report: RunReport) -> Iterator[str]:
             continue
         first, last = frozen[0], frozen[-1]
         same = len({stage.fingerprint for stage in frozen}) == 1
-        verdict = "unchanged" if same else "CHANGED"
-        yield (
-            f"Frozen conductances of '{arm}' {verdict} from '{first.name}' to '{last.name}' "
-            f"(fingerprint {first.fingerprint[:12]})."
-        )
+        span = f"from '{first.name}' to '{last.name}'"
+        if same:
+            yield (
+                f"Frozen conductances of '{arm}' unchanged {span} (fingerprint "
+                f"{first.fingerprint[:12]})."
+            )
+        else:
+            yield (
+                f"Frozen conductances of '{arm}' REWRITTEN {span} (fingerprints "
+                f"{first.fingerprint[:12]} and {last.fingerprint[:12]})."
+            )

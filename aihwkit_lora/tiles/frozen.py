@@ -55,7 +55,7 @@ class _BlockedProduct(torch.autograd.Function):
         return x.view(*grad.shape[:-1], array.blocks.in_features).to(grad.dtype), None
 
 
-class FrozenTile(TileModule):  # type: ignore[misc]
+class FrozenTile(TileModule):
     """One physical array of a frozen layer, as aihwkit's ``analog_tiles()`` finds it.
 
     It owns no tensor: conductances live in the layer's :class:`FrozenTileArray`. Every method of
@@ -273,7 +273,7 @@ class FrozenTileArray(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; see :func:`~aihwkit_lora.tiles.blocked.blocked_mvm`."""
-        y: Tensor = _BlockedProduct.apply(x, self)  # type: ignore[no-untyped-call]
+        y: Tensor = _BlockedProduct.apply(x, self)
         return y
 
     def _load_from_state_dict(
@@ -299,7 +299,7 @@ class FrozenTileArray(nn.Module):
         return {**self.__dict__, "probes": []}
 
 
-class FrozenLinear(nn.Linear, AnalogLayerBase):  # type: ignore[misc]
+class FrozenLinear(nn.Linear, AnalogLayerBase):
     """An ``AnalogLinear`` whose conductances cannot change.
 
     It is an ``nn.Linear`` for torch and PEFT and an analogue layer for aihwkit. ``weight`` is a

@@ -33,7 +33,7 @@ _IN_PLACE_WITHOUT_UNDERSCORE = {
     Tensor.__ixor__,
     Tensor.__ilshift__,
     Tensor.__irshift__,
-    Tensor.__ipow__,  # type: ignore[attr-defined]
+    Tensor.__ipow__,
     Tensor.set_,
     Tensor.resize_,
 }
@@ -60,7 +60,7 @@ class ReadOnlyTensor(Tensor):
     _layer: str = ""
 
     @classmethod
-    def __torch_function__(  # type: ignore[override]
+    def __torch_function__(
         cls,
         func: Callable[..., Any],
         types: tuple[type, ...],

@@ -139,7 +139,7 @@ def test_the_fingerprint_proves_that_nothing_moved(report: RunReport) -> None:
         "(fingerprint 5e8f03ac7be1)."
     )
     moved = with_stage(report, lambda stage: replace(stage, fingerprint="0000"))
-    assert "'hybrid' CHANGED from" in noted(moved, "Frozen")
+    assert "'hybrid' REWRITTEN from" in noted(moved, "Frozen")
 
 
 def test_a_run_that_was_interrupted_can_be_shown(report: RunReport) -> None:
