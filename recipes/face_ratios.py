@@ -25,7 +25,7 @@ def ratios(arms: Mapping[str, Sequence[StageRecord]], chip: Chip) -> tuple[Ratio
     if "reprogram" in arms:
         full = {stage.name: stage for stage in arms["reprogram"]}
         found += [_parameters(hybrid, full), _adaptation(hybrid, full, chip)]
-        found += [_update(hybrid, full, chip)]
+        found += [_per_image(hybrid, full, chip), _update(hybrid, full, chip)]
     return tuple(found)
 
 
@@ -61,13 +61,29 @@ def _adaptation(
 ) -> Ratio:
     return energy_ratio(
         "adaptation energy",
-        Counts.sum(full[name].counts for name in _ADAPTATIONS),
-        Counts.sum(hybrid[name].counts for name in _ADAPTATIONS),
+        _adaptations(full),
+        _adaptations(hybrid),
         chip,
         above=f"reprogram, forget and continue, {_steps(full)} steps",
         below=f"hybrid, forget and continue, {_steps(hybrid)} steps",
         includes="array reads both ways, digital MACs, optimiser, pulses, verify reads; each arm "
         "with its own schedule",
+    )
+
+
+def _per_image(
+    hybrid: Mapping[str, StageRecord], full: Mapping[str, StageRecord], chip: Chip
+) -> Ratio:
+    # An image takes the same array cycles in both arms, so they stand for images.
+    above, below = _adaptations(full), _adaptations(hybrid)
+    return energy_ratio(
+        "adaptation energy per image",
+        above.scaled(below["array_cycles"]),
+        below.scaled(above["array_cycles"]),
+        chip,
+        above="reprogram, forget and continue, per training image",
+        below="hybrid, forget and continue, per training image",
+        includes="the same, with both schedules divided out",
     )
 
 
@@ -84,6 +100,10 @@ def _update(
         below="hybrid: optimiser",
         includes="forget and continue; no forward or backward pass",
     )
+
+
+def _adaptations(arm: Mapping[str, StageRecord]) -> Counts:
+    return Counts.sum(arm[name].counts for name in _ADAPTATIONS)
 
 
 def _updates(arm: Mapping[str, StageRecord]) -> Counts:

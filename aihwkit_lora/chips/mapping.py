@@ -78,6 +78,6 @@ class ConductanceMapping:
         raise ConductanceWindowError(
             f"layer '{layer}': expected normalised weights from -1 to 1, the window "
             f"{self.g_min_siemens * 1e6:g} to {self.g_max_siemens * 1e6:g} µS, got {lowest:.3g} "
-            f"to {highest:.3g}, that is {found[0]:.3g} to {found[1]:.3g} µS. Convert with weight "
-            "scaling (rpu_config.mapping.weight_scaling_omega = 1.0), as convert(net, chip) does."
+            f"to {highest:.3g}, that is {found[0]:.3g} to {found[1]:.3g} µS. Call the layer's "
+            "remap_analog_weights(), or convert with rpu_config.mapping.weight_scaling_omega = 1.0."
         )
