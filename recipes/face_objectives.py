@@ -58,7 +58,7 @@ def forgetting(*, forgotten: int, kept: Sequence[int], margin: float) -> Objecti
     return loss
 
 
-def continuing(*, forgotten: int, margin: float) -> Objective:
+def continuing(*, forgotten: int, margin: float, vary: bool = True) -> Objective:
     """Learn a new person beside the kept ones, without any image of the forgotten one.
 
     The hinge of :func:`forgetting` is held on the images at hand.
@@ -66,10 +66,11 @@ def continuing(*, forgotten: int, margin: float) -> Objective:
     Args:
         forgotten: Output that must not win again.
         margin: Wanted distance in logits.
+        vary: Whether images vary from step to step.
     """
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        logits = model(varied(images))
+        logits = model(varied(images) if vary else images)
         return F.cross_entropy(logits, labels) + hinge(logits, forgotten, margin)
 
     return loss

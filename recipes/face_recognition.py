@@ -188,7 +188,9 @@ class Job:
     def rewrite_on(self, forgotten: nn.Module) -> Finished:
         """Learn the new person in the same way."""
         epochs = self.config.reprogram_continue_epochs
-        return self._reprogram("continue", forgotten, self._continuing(), epochs, 1e-2)
+        # In so few steps it gets further with images that stay as they are.
+        objective = self._continuing(vary=False)
+        return self._reprogram("continue", forgotten, objective, epochs, 2e-2)
 
     def _adapt(
         self,
@@ -246,8 +248,9 @@ class Job:
         faces = self.faces
         return forgetting(forgotten=faces.forgotten, kept=faces.kept, margin=self.config.margin)
 
-    def _continuing(self) -> Objective:
-        return continuing(forgotten=self.faces.forgotten, margin=self.config.margin)
+    def _continuing(self, *, vary: bool = True) -> Objective:
+        forgotten, margin = self.faces.forgotten, self.config.margin
+        return continuing(forgotten=forgotten, margin=margin, vary=vary)
 
     def _adapter(self, rank: int) -> LoraConfig:
         # PEFT divides by the rank; the paper's code does not.

@@ -18,6 +18,7 @@ class Mlp(nn.Module):
         hidden: Size in between.
 
     Example:
+        >>> import torch
         >>> Mlp(20, 32)(torch.zeros(3, 16, 20)).shape
         torch.Size([3, 16, 20])
     """
@@ -43,6 +44,7 @@ class MixerBlock(nn.Module):
         hidden: Hidden units of both MLPs.
 
     Example:
+        >>> import torch
         >>> MixerBlock(tokens=16, channels=20, hidden=32)(torch.zeros(3, 16, 20)).shape
         torch.Size([3, 16, 20])
     """
@@ -80,6 +82,7 @@ class MlpMixer(nn.Module):
         ConfigurationError: A size is below 1, or patches do not tile the image.
 
     Example:
+        >>> import torch
         >>> mixer = MlpMixer()
         >>> sum(parameter.numel() for parameter in mixer.parameters())
         5148

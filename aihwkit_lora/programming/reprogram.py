@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from peft.tuners.lora import Linear
 from torch import Generator, Tensor, nn
 
 from aihwkit_lora.chips.chip import Chip
@@ -20,6 +19,9 @@ from aihwkit_lora.programming.write_verify import WriteResult, write_verify
 from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
 from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTileArray
 from aihwkit_lora.tiles.record import Cells, Programming
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +103,9 @@ def reprogram_(
 
 def _adapters(model: nn.Module) -> dict[str, Linear]:
     """LoRA wrappers of frozen layers that have an active adapter, by plain name."""
+    # Importing PEFT takes seconds, and only whoever has adapters needs it.
+    from peft.tuners.lora import Linear
+
     found = {
         plain_name(f"{name}.base_layer"): module
         for name, module in model.named_modules()
