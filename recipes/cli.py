@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from aihwkit_lora._environment import doctor
 from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
+from aihwkit_lora.metering import Quantity
 from aihwkit_lora.registry import nearest
+
+
+_ATTO = 1e-18
+"""Below this no prefix helps a reader."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments), console)
     except AihwkitLoraError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         errors.print("interrupted", style="red")
@@ -103,7 +109,6 @@ def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
     from_file = read_yaml(options.config) if options.config else {}
     config: Any = build(recipe.config, {**from_file, **given})
     out = options.out or Path("runs") / recipe.name
-    _quiet_lightning()
     # Layers of a few thousand weights gain nothing from threads, and lose much where two
     # processes share two cores.
     torch.set_num_threads(1)
@@ -155,12 +160,6 @@ def _say_how_to_resume(out: Path, recipe: str, rest: list[str], config: Path | N
     )
 
 
-def _quiet_lightning() -> None:
-    # Each stage would print the same lines about devices and tips.
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
 def _recipes(console: Console) -> int:
     from aihwkit_lora.recipes import RECIPES
 
@@ -177,17 +176,24 @@ def _chips(name: str | None, console: Console) -> int:
             console.print(f"{known}: {chips.get(known).title}", highlight=False, markup=False)
         return 0
     chip = chips.get(name)
-    table = Table(title=chip.title)
-    for heading in ("quantity", "value", "low", "high", "unit", "status", "source"):
-        table.add_column(heading, overflow="fold")
     rows = [(f"energy of {event}", quantity) for event, quantity in chip.prices.energy.items()]
     rows += [(f"time of {event}", quantity) for event, quantity in chip.prices.latency.items()]
+    table = Table("quantity", "value [low, high]", "status", title=chip.title, box=SIMPLE)
+    table.add_column("source", overflow="fold")
     for what, quantity in (*chip.facts.items(), *rows):
-        ends = quantity.interval
-        numbers = (f"{number:.4g}" for number in (ends.value, ends.low, ends.high))
-        table.add_row(what, *numbers, quantity.unit, str(quantity.status), quantity.source)
+        table.add_row(what, Text(_shown(quantity)), str(quantity.status), quantity.source)
     console.print(table)
     return 0
+
+
+def _shown(quantity: Quantity) -> str:
+    from aihwkit_lora.reporting import format_interval
+
+    if quantity.unit == "1":
+        return f"{quantity.value:g}"
+    if quantity.value < _ATTO:
+        return f"{quantity.value:.3g} {quantity.unit}"
+    return format_interval(quantity.interval, quantity.unit)
 
 
 def _doctor(console: Console) -> int:

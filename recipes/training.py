@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,25 +257,37 @@ def fit(
     batch_size = min(schedule.batch_size or len(images), len(images))
     train = DataLoader(_data(images), batch_size=batch_size, shuffle=True)
     validation = DataLoader(_data(faces.validation), batch_size=len(faces.validation))
-    trainer = pl.Trainer(
-        max_epochs=schedule.epochs,
-        accelerator="cpu",
-        logger=CSVLogger(log.parent, name=log.name, version=""),
-        log_every_n_steps=1,
-        gradient_clip_val=1.0,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("pytorch_lightning"):
         # Images are in memory, so workers would only cost time; stages are small on purpose.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
         # pytorch-lightning 2.6.6 asks torch 2.15 in a way that is on its way out.
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+        trainer = pl.Trainer(
+            max_epochs=schedule.epochs,
+            accelerator="cpu",
+            logger=CSVLogger(log.parent, name=log.name, version=""),
+            log_every_n_steps=1,
+            gradient_clip_val=1.0,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+        )
         trainer.fit(trainee, train, validation)
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Lightning says the same about devices and tips in each stage."""
+    known = logging.getLogger(logger)
+    level = known.level
+    known.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        known.setLevel(level)
 
 
 def _data(faces: FaceImages) -> TensorDataset:

@@ -18,7 +18,10 @@ from aihwkit_lora.metering.pricing import PriceList, Quantity, Status
 _NEURRAM = "NeuRRAM chip code (github.com/weierwan/Neurram_48core)"
 _CIMLOOP = "CiMLoop, memory_cells/rram_wan_nature_2022.cell.yaml"
 _CELL_FILES = "low: 0.6 pJ of nvsim_RRAM.cell (MΩ memory cells, 10 ns)"
-_HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, times 16 for CV² at 180 nm and 1.8 V"
+_HOROWITZ = (
+    "Horowitz, ISSCC 2014, 45 nm, known to us from transcriptions only, times 16 for CV² at 180 nm "
+    "and 1.8 V"
+)
 _HWC = "hwcomponents-adc 1.0.21 (arXiv:2404.06553) at 180 nm"
 _ISAAC = "ISAAC constants in hwcomponents_library 1.0.58, scaled to 180 nm"
 
@@ -176,7 +179,8 @@ _NO_TIME = (_NO_ENERGY - _LATENCY.keys()) | {
 
 # Weights fill this part of the device's nominal range, so that few cells are asked for more than
 # they can reach. The accepted ±1 µS of the 30 µS half window are then ±0.02 in cell states, for
-# which the closed loop needs 8.7 pulses a cell (write noise off) where NeuRRAM's mean is 8.52.
+# which the closed loop needs 8.7 pulses a cell with write noise off. CiMLoop's file for NeuRRAM
+# implies 8.52.
 _STATE_FULL_SCALE = 0.6
 _TOLERANCE_SIEMENS = 1e-6
 
@@ -222,10 +226,10 @@ RM_180NM = Chip(
             source="where 99.7 % of simulated cells have verified",
             status=Status.ASSUMED,
         ),
-        "device": Quantity(
+        "cells per weight, and their device": Quantity(
             value=1,
-            unit="cell per weight",
-            source="ReRamArrayOM of aihwkit (Gong et al., IEDM 2022) stands in for it",
+            unit="1",
+            source="a cell per weight; aihwkit's ReRamArrayOM (Gong et al., IEDM 2022) stands in",
             status=Status.ASSUMED,
         ),
         "cell state of a full-scale weight": Quantity(
