@@ -19,7 +19,6 @@ from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
 from aihwkit_lora.metering import Quantity
 from aihwkit_lora.registry import nearest
 
-
 _ATTO = 1e-18
 """Below this no prefix helps a reader."""
 

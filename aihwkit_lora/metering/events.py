@@ -55,7 +55,7 @@ _ANALOG: dict[str, str] = {
     "verify_reads": "one read of one cell by a verification; n-fold averaging counts n",
     "programmed_cells": "one cell that was addressed by a write–verify call",
     "pulsed_cells": "one cell that got at least one pulse in a write–verify call",
-    "failed_cells": "one cell whose pulse budget ran out before it verified",
+    "failed_cells": "one cell left off its target because its pulse budget ran out, now or earlier",
     "array_cycles": "one input vector presented to a layer, whose tiles work in parallel",
     "tile_reads": "one input vector multiplied in one tile",
     "row_drives": "one row of one tile driven by its DAC, whatever the value",

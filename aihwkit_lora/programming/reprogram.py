@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -163,11 +163,10 @@ def _rewrite(
     conductance, scale = array.conductance.clone(), array.scale.clone()
     cells, goals, results = [], [], []
     for tile, position, part in zip(known, array.positions(), _split(target, array), strict=True):
-        normalised, factor = _normalised(part.detach().float().cpu(), array.tile(*position)[1])
+        wanted, scale_now = part.detach().float().cpu(), array.tile(*position)[1]
+        normalised, factor = _normalised(wanted, scale_now, tile, policy)
         goal = normalised * tile.full_scale
-        within_reach = tile.reachable(goal, policy.tolerance)
-        result = write_verify(within_reach, tile.state, tile.response, policy, generator)
-        after = _after(tile, goal, within_reach, result)
+        after, result = _rewrite_tile(tile, goal, policy, generator)
         array.put(conductance, scale, position, after.weight, factor)
         cells.append(after)
         goals.append(goal)
@@ -182,16 +181,17 @@ def _rewrite(
     return _Rewritten(layer, successor, layer_programming(name, goals, results, per_state))
 
 
-def _after(tile: Cells, goal: Tensor, within_reach: Tensor, result: WriteResult) -> Cells:
-    """The array afterwards; a cell that was not tried keeps the goal it failed to reach."""
+def _rewrite_tile(
+    tile: Cells, goal: Tensor, policy: WritePolicy, generator: Generator
+) -> tuple[Cells, WriteResult]:
+    within_reach = tile.reachable(goal, policy.tolerance)
+    result = write_verify(within_reach, tile.state, tile.response, policy, generator)
     untried = within_reach != goal
-    return Cells(
-        response=tile.response,
-        state=result.state,
-        full_scale=tile.full_scale,
-        goal=torch.where(untried, tile.goal, goal),
-        failed=torch.where(untried, tile.failed, result.failed),
-    )
+    failed = result.failed | untried
+    # A cell that was not tried keeps the goal that it failed to reach.
+    kept_goal = torch.where(untried, tile.goal, goal)
+    after = Cells(tile.response, result.state, tile.full_scale, kept_goal, failed)
+    return after, replace(result, failed=failed)
 
 
 def _require_writable(name: str, layer: FrozenLinear, target: Tensor) -> None:
@@ -213,11 +213,19 @@ def _split(target: Tensor, array: FrozenTileArray) -> list[Tensor]:
     return [part for column in columns for part in column.split(array.blocks.out_sizes, dim=0)]
 
 
-def _normalised(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised weights and output scales; the present scales wherever the weights fit."""
+def _normalised(
+    weight: Tensor, scale: Tensor, tile: Cells, policy: WritePolicy
+) -> tuple[Tensor, Tensor]:
+    """Normalised weights and output scales; the present scales wherever the weights fit.
+
+    Cells that need not move fit by definition: some verified, or failed, beyond the window's end.
+    """
     present = scale.detach().float().cpu()
     normalised = weight / present[:, None]
-    if bool((normalised.abs() <= 1.0 + 1e-6).all()):
+    tolerance = policy.tolerance / tile.full_scale
+    within = normalised.abs() <= 1.0 + tolerance
+    there = (normalised - tile.weight).abs() <= tolerance
+    if bool((within | there).all()):
         return normalised, present
     factor = torch.full_like(present, float(weight.abs().max()))
     return weight / factor[:, None], factor
