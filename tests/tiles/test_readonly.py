@@ -79,7 +79,6 @@ WRITES: dict[str, Callable[[Tensor], object]] = {
     "relu_": torch.relu_,
     "index_fill_": lambda w: w.index_fill_(0, torch.tensor([0]), 9.0),
     "masked_fill_": lambda w: w.masked_fill_(w > 0, 0.0),
-    "set_": lambda w: w.set_(torch.zeros(3, 4)),
     "resize_": lambda w: w.resize_(2, 2),
     "detach().mul_": lambda w: w.detach().mul_(2),
     "T.mul_": lambda w: w.T.mul_(2),
@@ -92,7 +91,11 @@ WRITES: dict[str, Callable[[Tensor], object]] = {
     "out= of a pair": lambda w: torch.max(
         torch.ones(2, 3, 4), dim=0, out=(w, torch.zeros(3, 4, dtype=torch.long))
     ),
-    "nn.init": lambda w: nn.init.uniform_(w),
+    "nn.init.xavier_uniform_": lambda w: nn.init.xavier_uniform_(w),
+    "nn.init.kaiming_uniform_": lambda w: nn.init.kaiming_uniform_(w),
+    "nn.init.normal_": lambda w: nn.init.normal_(w),
+    "nn.init.constant_": lambda w: nn.init.constant_(w, 1.0),
+    "functional inplace": lambda w: nn.functional.relu(w, inplace=True),
     "requires_grad_": lambda w: w.requires_grad_(),
     "requires_grad =": lambda w: setattr(w, "requires_grad", True),
     "_foreach_add_": lambda w: torch._foreach_add_([w], 1.0),
