@@ -18,7 +18,7 @@ class FrozenGuard(pl.Callback):
     what shall not be written at all.
 
     Args:
-        every_n_steps: Also compare after each n-th batch; hashing costs a pass over all
+        every_n_steps: Also compare after each n-th optimiser step; hashing costs a pass over all
             conductances. At least 1, or None.
     Raises:
         ConfigurationError: ``every_n_steps`` is below 1.
@@ -47,9 +47,8 @@ class FrozenGuard(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Compare, if this batch is due."""
-        batch = args[-1] + 1
-        if self.every_n_steps is not None and batch % self.every_n_steps == 0:
+        """Compare, if this step is due."""
+        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
             self._compare(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

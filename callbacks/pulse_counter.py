@@ -39,7 +39,7 @@ class PulseCounter(pl.Callback):
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._steps = StepCounts(ledger)
+        self._steps, self._step = StepCounts(ledger), 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse models whose pulses cannot be counted.
@@ -57,12 +57,15 @@ class PulseCounter(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out what happened before training, such as the first programming."""
-        self._steps = StepCounts(self.ledger)
+        self._steps, self._step = StepCounts(self.ledger), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log what this step added."""
+        if trainer.global_step == self._step:
+            return  # gradients accumulate; the step comes with a later batch
+        self._step = trainer.global_step
         step = self._steps.next()
         pl_module.log("pulses", _pulses(step), prog_bar=True)
         pl_module.log("pulses_total", _pulses(self.ledger.total()))

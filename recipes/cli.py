@@ -19,6 +19,8 @@ from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
 from aihwkit_lora.metering import Quantity
 from aihwkit_lora.registry import nearest
 
+_COMMANDS = ("run", "recipes", "chips", "doctor", "report")
+
 _ATTO = 1e-18
 """Below this no prefix helps a reader."""
 
@@ -52,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str], console: Console) -> int:
     parser = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+        raise ConfigurationError(
+            f"unknown command '{arguments[0]}'. {nearest(arguments[0], _COMMANDS)}"
+        )
     options, unknown = parser.parse_known_args(arguments)
     if unknown and options.command != "run":
         raise ConfigurationError(f"unknown argument '{unknown[0]}'. Try: aihwkit-lora --help")

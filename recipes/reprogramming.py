@@ -78,19 +78,30 @@ class Reprogrammer:
             for name, layer in model.named_modules()
             if isinstance(layer, MasterLinear)
         }
+        tolerance = chip.write_policy.tolerance / chip.state_full_scale
+        self._ends = {name: _ends(master, tolerance) for name, master in self._masters.items()}
         self._generator = seeded(seed)
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Clip the masters to what the window holds, and write them cell by cell."""
-        for master in self._masters.values():
-            limit = _largest_weight(master.frozen)
-            master.weight.copy_(master.weight.clamp(-limit, limit))
+        """Clip the masters to the window and write them cell by cell.
+
+        Cells that failed beyond the window's end stay there: clipping them would retry them all.
+        """
+        for name, master in self._masters.items():
+            limit, stuck, start = self._ends[name]
+            master.weight.copy_(torch.where(stuck, start, master.weight.clamp(-limit, limit)))
         targets = {name: master.weight for name, master in self._masters.items()}
         seed = int(torch.randint(2**62, (), generator=self._generator))
         reprogram_(
             self._model, self._chip, targets, ledger=self._ledger, phase=self._phase, seed=seed
         )
+
+
+def _ends(master: MasterLinear, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight at the window's end for each cell, which cells stand beyond it, and all weights."""
+    limit, start = _largest_weight(master.frozen), master.weight.detach().clone()
+    return limit, start.abs() > limit * (1.0 + tolerance), start
 
 
 def _largest_weight(layer: FrozenLinear) -> Tensor:

@@ -50,6 +50,11 @@ def test_the_wheel_holds_one_package_with_everything_in_it(wheel: Path) -> None:
     for name in ("py.typed", "callbacks/__init__.py", "recipes/__init__.py", "recipes/cli.py"):
         assert f"aihwkit_lora/{name}" in names
     assert not [name for name in names if "test" in name]
+    modules = {file.relative_to(ROOT) for name in SOURCES for file in (ROOT / name).rglob("*.py")}
+    inside = {
+        "aihwkit_lora" / Path(*file.parts[file.parts[0] == "aihwkit_lora" :]) for file in modules
+    }
+    assert {Path(name) for name in names if name.endswith(".py")} == inside
 
 
 def test_an_installed_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:

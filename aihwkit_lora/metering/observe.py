@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from aihwkit.nn.modules.base import AnalogLayerBase
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from aihwkit_lora.chips.mapping import ConductanceMapping
@@ -15,13 +13,11 @@ from aihwkit_lora.errors import StageError
 from aihwkit_lora.metering.counts import Counts
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.metering.macs import MacCounter, counter_of
-from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
+from aihwkit_lora.metering.probes import DigitalProbe, TileProbe
+from aihwkit_lora.tiles.freeze import plain_name
 from aihwkit_lora.tiles.frozen import FrozenLinear
 
-_FULL_SCALE = 2**16
-"""Steps of a row's drive in ``cell_read_x2g``."""
-
-_PICO = 1e12
+_PROBES = (TileProbe, DigitalProbe)
 
 
 class Observer:
@@ -75,7 +71,9 @@ class Observer:
         self.stop()
 
     def add(self, layer: str, counts: Counts) -> None:
-        """Add to the ledger, under the present phase."""
+        """Add to the ledger, under the present phase; nothing unless it is running."""
+        if not self._undo:
+            return  # a gradient that arrives after the block
         self.ledger.add(counts, phase=self.phase, layer=layer)
 
     def _require_countable(self) -> None:
@@ -86,9 +84,7 @@ class Observer:
                     f"layer '{name}': expected a frozen layer, got {type(module).__name__}, whose "
                     "reads cannot be counted. Call freeze_(model) first."
                 )
-        for name, layer in frozen_layers(self.model):
-            array = layer.analog_module
-            if any(getattr(p, "ledger", None) is self.ledger for p in array.probes):
+            if any(probe.ledger is self.ledger for probe in _probes_of(module)):
                 raise StageError(
                     f"layer '{name}': expected a ledger that does not observe this model yet, got "
                     "one that does; everything would count twice. Stop the other observer, or "
@@ -112,24 +108,13 @@ class Observer:
                 f"'{layer.analog_module.programming.source}'. Pass observe(..., "
                 "mapping=chip.mapping)."
             )
-        probe = _TileProbe(self, name, layer, known)
+        probe = TileProbe(self, name, layer, known)
         probes.append(probe)
         self._undo.append(lambda: probes.remove(probe))
 
     def _watch_digital(self, name: str, module: nn.Module, macs: MacCounter) -> None:
-        def on_forward(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            found = macs(layer, output)
-            self.add(name, Counts({"forward_macs": found.forward}))
-            if not output.requires_grad:
-                return
-            weight = getattr(layer, "weight", None)
-            backward = {
-                "input_gradient_macs": found.input_gradient * _wants_gradient(*inputs[:1]),
-                "weight_gradient_macs": found.weight_gradient * _wants_gradient(weight),
-            }
-            output.register_hook(lambda _: self.add(name, Counts(backward)))
-
-        self._undo.append(module.register_forward_hook(on_forward).remove)
+        probe = DigitalProbe(self, name, macs)
+        self._undo.append(module.register_forward_hook(probe, with_kwargs=True).remove)
 
     def _on_optimizer_step(self, optimizer: Optimizer, *_: object) -> None:
         own = {id(parameter) for parameter in self.model.parameters()}
@@ -141,6 +126,12 @@ class Observer:
         )
         if updated:
             self.add("", Counts({"optimizer_updates": updated}))
+
+
+def _probes_of(module: nn.Module) -> list[TileProbe | DigitalProbe]:
+    """Everything that observes a layer already."""
+    tiles = module.analog_module.probes if isinstance(module, FrozenLinear) else []
+    return [p for p in (*tiles, *module._forward_hooks.values()) if isinstance(p, _PROBES)]
 
 
 def observe(
@@ -168,6 +159,7 @@ def observe(
         StageError: On entering; see :meth:`Observer.start`.
 
     Example:
+        >>> import torch
         >>> import aihwkit_lora as al
         >>> chip, ledger = al.chips.get("rm-180nm"), al.Ledger()
         >>> model = al.convert(nn.Sequential(nn.Linear(300, 20)), chip)
@@ -180,104 +172,3 @@ def observe(
         (15, 1500, 300)
     """
     return Observer(model, ledger, phase=phase, mapping=mapping)
-
-
-class _TileProbe:
-    """Counts the reads of one frozen layer's tiles."""
-
-    def __init__(
-        self,
-        observer: Observer,
-        name: str,
-        layer: FrozenLinear,
-        fallback: ConductanceMapping,
-    ) -> None:
-        self._observer, self._name, self._layer, self._fallback = observer, name, layer, fallback
-        self._array: nn.Module | None = None
-        self._row_sums = torch.empty(0)
-
-    @property
-    def ledger(self) -> Ledger:
-        return self._observer.ledger
-
-    def on_read(self, drive: Tensor) -> None:
-        blocks, vectors = self._layer.analog_module.blocks, drive.shape[1]
-        in_tiles, out_tiles = len(blocks.in_sizes), len(blocks.out_sizes)
-        squares = _sum_of_squares(drive, dim=1)
-        conversions = vectors * blocks.out_features * in_tiles
-        counts = {
-            "array_cycles": vectors,
-            "tile_reads": vectors * blocks.tiles,
-            "row_drives": vectors * blocks.in_features * out_tiles,
-            "active_row_drives": int(drive.count_nonzero()) * out_tiles,
-            "cell_reads": vectors * blocks.in_features * blocks.out_features,
-            "cell_read_x2g": _exact_dot(squares, self._sums().sum(dim=1)),
-            "adc_conversions": conversions,
-            "shift_adds": conversions,
-        }
-        self._observer.add(self._name, Counts(counts))
-
-    def on_repeat(self, in_tile: int, out_tile: int, drive: Tensor) -> None:
-        blocks, vectors = self._layer.analog_module.blocks, drive.shape[0]
-        rows, columns = blocks.in_sizes[in_tile], blocks.out_sizes[out_tile]
-        sums = self._sums()[in_tile, out_tile]
-        counts = {
-            "array_cycles": vectors,
-            "tile_reads": vectors,
-            "row_drives": vectors * rows,
-            "active_row_drives": int(drive.count_nonzero()),
-            "cell_reads": vectors * rows * columns,
-            "cell_read_x2g": _exact_dot(_sum_of_squares(drive, dim=0), sums),
-            "adc_conversions": vectors * columns,
-        }
-        self._observer.add(self._name, Counts(counts))
-
-    def on_transposed_read(self, vectors: int) -> None:
-        blocks = self._layer.analog_module.blocks
-        in_tiles, out_tiles = len(blocks.in_sizes), len(blocks.out_sizes)
-        conversions = vectors * blocks.in_features * out_tiles
-        counts = {
-            "transposed_array_cycles": vectors,
-            "transposed_tile_reads": vectors * blocks.tiles,
-            "transposed_row_drives": vectors * blocks.out_features * in_tiles,
-            "transposed_cell_reads": vectors * blocks.in_features * blocks.out_features,
-            "transposed_adc_conversions": conversions,
-            "shift_adds": conversions,
-        }
-        self._observer.add(self._name, Counts(counts))
-
-    def _sums(self) -> Tensor:
-        """Conductance of each row of each tile in whole pS, ``(in_tiles, out_tiles, rows)``."""
-        array = self._layer.analog_module
-        if array is not self._array:
-            mapping = array.programming.mapping or self._fallback
-            self._array, self._row_sums = array, _row_sums(self._layer, mapping)
-        return self._row_sums
-
-
-def _row_sums(layer: FrozenLinear, mapping: ConductanceMapping) -> Tensor:
-    array = layer.analog_module
-    blocks = array.blocks
-    sums = torch.zeros(len(blocks.in_sizes), len(blocks.out_sizes), blocks.rows, dtype=torch.int64)
-    for in_tile, out_tile in array.positions():
-        weight = array.tile(in_tile, out_tile)[0].detach().double().cpu()
-        # A simulated cell far below the window would conduct less than nothing.
-        cells = (mapping.to_siemens(weight).clamp(min=0.0) * _PICO).round().long()
-        sums[in_tile, out_tile, : blocks.in_sizes[in_tile]] = cells.sum(dim=0)
-    return sums
-
-
-def _sum_of_squares(drive: Tensor, dim: int) -> Tensor:
-    """Squares of the drives in steps of 2⁻¹⁶, summed over vectors, exactly."""
-    steps = (drive.detach().abs().double() * _FULL_SCALE).round().long()
-    return steps.square().sum(dim=dim).cpu()
-
-
-def _exact_dot(squares: Tensor, sums: Tensor) -> int:
-    # Python integers: the product of the two sums passes 2⁶³.
-    pairs = zip(squares.flatten().tolist(), sums.flatten().tolist(), strict=True)
-    return sum(x * g for x, g in pairs)
-
-
-def _wants_gradient(*tensors: object) -> bool:
-    return any(isinstance(t, Tensor) and t.requires_grad for t in tensors)

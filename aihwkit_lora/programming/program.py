@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from aihwkit.simulator.tiles.module import TileModule
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from aihwkit_lora.chips.chip import Chip
 from aihwkit_lora.chips.write_policy import WritePolicy
@@ -51,7 +51,8 @@ def program_(
     hold what the cells hold, errors and failed cells included.
 
     Args:
-        model: Converted model. Each tile's target is the weight it holds.
+        model: Converted model. Each tile's target is the weight it holds; for a model that was
+            programmed before and not changed since, the weight it was meant to hold.
         chip: Conductance window, write policy and device.
         ledger: Counts are added to it, by layer, under ``phase``.
         phase: Name of the phase in the ledger.
@@ -131,9 +132,7 @@ def seeded(seed: int | None) -> Generator:
 def _write_layer(grid: TileGrid, chip: Chip, policy: WritePolicy, generator: Generator) -> _Written:
     full_scale = 1.0 if grid.pulsed else chip.state_full_scale
     cells, targets, results = [], [], []
-    for tile in grid.each():
-        weight = tile_weight(tile)
-        chip.mapping.require_fits(weight, grid.name)
+    for tile, weight in zip(grid.each(), _wanted(grid, chip), strict=True):
         response = _response(grid, tile, policy, generator)
         target = weight * full_scale
         result = write_verify(target, response.fresh(generator), response, policy, generator)
@@ -143,6 +142,17 @@ def _write_layer(grid: TileGrid, chip: Chip, policy: WritePolicy, generator: Gen
     per_state = chip.mapping.half_width_siemens / full_scale
     report = layer_programming(grid.name, targets, results, per_state)
     return _Written(grid, tuple(cells), report)
+
+
+def _wanted(grid: TileGrid, chip: Chip) -> list[Tensor]:
+    """Normalised weights to program, tile by tile: what the tiles hold, without old errors."""
+    known: Programming | None = getattr(grid.layer, PROGRAMMING, None)
+    if known is not None and known.digest == grid.weight_digest():
+        return [cells.goal / cells.full_scale for cells in known.cells]
+    weights = [tile_weight(tile) for tile in grid.each()]
+    for weight in weights:
+        chip.mapping.require_fits(weight, grid.name)
+    return weights
 
 
 def _response(

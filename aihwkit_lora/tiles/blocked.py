@@ -72,17 +72,8 @@ class Blocks:
         parts = zip(blocks, self.in_sizes, strict=True)
         return torch.cat([block[:, :size] for block, size in parts], dim=1)
 
-    def split_outputs(self, y: Tensor) -> Tensor:
-        """Cut ``(vectors, out_features)`` into ``(vectors, out_tiles, columns)``, zero-padded."""
-        if len(set(self.out_sizes)) == 1:
-            return y.reshape(y.shape[0], len(self.out_sizes), self.columns)
-        parts = y.split(self.out_sizes, dim=1)
-        return torch.stack(
-            [F.pad(part, (0, self.columns - part.shape[1])) for part in parts], dim=1
-        )
-
     def join_outputs(self, blocks: Tensor) -> Tensor:
-        """Undo :meth:`split_outputs`."""
+        """Join ``(vectors, out_tiles, columns)`` to ``(vectors, out_features)``, unpadded."""
         if len(set(self.out_sizes)) == 1:
             return blocks.reshape(blocks.shape[0], self.out_features)
         parts = zip(blocks.unbind(1), self.out_sizes, strict=True)
@@ -109,6 +100,9 @@ class ReadProbe(Protocol):
             drive: What its DACs applied, shape ``(vectors, rows)``.
         """
 
+    def on_repeated_cycles(self, cycles: int) -> None:
+        """All repeats of a batch are done; tiles that repeated at once took one cycle together."""
+
     def on_transposed_read(self, vectors: int) -> None:
         """All tiles were read backwards (outputs driven, inputs sensed), once per vector."""
 
@@ -131,7 +125,8 @@ def blocked_mvm(
         io: Converters and noise of each tile.
         probes: Told of each read.
     Returns:
-        Outputs, shape ``(vectors, out_features)``.
+        Outputs of each column of tiles, shape ``(vectors, out_tiles, columns)``; see
+        :meth:`Blocks.join_outputs`.
     """
     inputs = blocks.split_inputs(x)
     if io.perfect:
@@ -141,21 +136,21 @@ def blocked_mvm(
         columns = _read(inputs, conductance, blocks)
     else:
         columns = _converted_read(inputs, conductance, blocks, io, probes)
-    return blocks.join_outputs((columns * scale[:, None]).sum(0))
+    return (columns * scale[:, None]).sum(0)
 
 
 def transposed_mvm(grad: Tensor, conductance: Tensor, scale: Tensor, blocks: Blocks) -> Tensor:
     """Send gradients back through the tiles, exactly.
 
     Args:
-        grad: Gradient of the outputs, shape ``(vectors, out_features)``.
+        grad: Gradient of the outputs, shape ``(vectors, out_tiles, columns)``.
         conductance: As in :func:`blocked_mvm`.
         scale: As in :func:`blocked_mvm`.
         blocks: How the layer is cut into tiles.
     Returns:
         Gradient of the inputs, shape ``(vectors, in_features)``.
     """
-    columns = blocks.split_outputs(grad)[None] * scale[:, None]
+    columns = grad[None] * scale[:, None]
     return blocks.join_inputs(torch.bmm(columns.flatten(2), conductance.transpose(1, 2)))
 
 
@@ -247,12 +242,14 @@ def _repeat_overflowing(
     Overflows are rare, so this part does loop over tiles.
     """
     columns = columns.clone()
+    cycles = torch.zeros(columns.shape[1], dtype=torch.int64, device=columns.device)
     tiles = conductance.view(len(blocks.in_sizes), blocks.rows, -1, blocks.columns)
     for in_tile, out_tile in overflow.any(1).nonzero().tolist():
         failing = overflow[in_tile, :, out_tile]
         if io.repeat_whole_batch:
             failing = torch.ones_like(failing)
         vectors = failing.nonzero()[:, 0]
+        own_cycles = torch.zeros_like(cycles)
         halving = 1.0
         while len(vectors) and halving <= io.max_halving:
             halving *= 2.0
@@ -264,8 +261,12 @@ def _repeat_overflowing(
                 drive = drive + io.inp_noise * torch.randn_like(drive)
             read, again = _adc((drive @ tiles[in_tile, :, out_tile])[None, :, None], io)
             columns[in_tile, vectors, out_tile] = read[0, :, 0] * (io.out_scale / reduced)
+            own_cycles[vectors] += 1
             still = again[0, :, 0]
             if io.repeat_whole_batch:
                 still = still.any().expand_as(still)
             vectors = vectors[still]
+        cycles = torch.maximum(cycles, own_cycles)
+    for probe in probes:
+        probe.on_repeated_cycles(int(cycles.sum()))
     return columns

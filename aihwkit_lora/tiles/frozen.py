@@ -35,24 +35,20 @@ class _BlockedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, array: FrozenTileArray) -> Tensor:
-        """Read every tile once per row of ``x``."""
+    def forward(ctx: Any, vectors: Tensor, array: FrozenTileArray) -> Tensor:
+        """Read every tile once per row of ``vectors``, shape ``(vectors, in_features)``."""
         ctx.array = array
-        vectors = x.reshape(-1, array.blocks.in_features).to(array.conductance.dtype)
-        y = blocked_mvm(
+        return blocked_mvm(
             vectors, array.conductance, array.scale, array.blocks, array.io, tuple(array.probes)
         )
-        return y.view(*x.shape[:-1], array.blocks.out_features).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Drive the columns, sense the rows."""
         array, grad = ctx.array, grads[0]
-        vectors = grad.reshape(-1, array.blocks.out_features).to(array.conductance.dtype)
         for probe in array.probes:
-            probe.on_transposed_read(len(vectors))
-        x = transposed_mvm(vectors, array.conductance, array.scale, array.blocks)
-        return x.view(*grad.shape[:-1], array.blocks.in_features).to(grad.dtype), None
+            probe.on_transposed_read(len(grad))
+        return transposed_mvm(grad, array.conductance, array.scale, array.blocks), None
 
 
 class FrozenTile(TileModule):
@@ -273,8 +269,11 @@ class FrozenTileArray(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; see :func:`~aihwkit_lora.tiles.blocked.blocked_mvm`."""
-        y: Tensor = _BlockedProduct.apply(x, self)
-        return y
+        vectors = x.reshape(-1, self.blocks.in_features).to(self.conductance.dtype)
+        # Joined out here: a view made inside the function could not be changed in place later, as
+        # ReLU(inplace=True) does.
+        y = self.blocks.join_outputs(_BlockedProduct.apply(vectors, self))
+        return y.view(*x.shape[:-1], self.blocks.out_features).to(x.dtype)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
 from aihwkit.nn import AnalogLinear
 from aihwkit.nn.modules.base import AnalogLayerBase
-from aihwkit.simulator.configs.devices import PulsedDevice
+from aihwkit.simulator.configs.devices import FloatingPointDevice, IdealDevice
 from aihwkit.simulator.tiles.array import TileModuleArray
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from aihwkit.simulator.tiles.module import TileModule
@@ -76,8 +77,9 @@ class TileGrid:
 
     @property
     def pulsed(self) -> bool:
-        """Whether the tiles simulate their own pulsed devices."""
-        return isinstance(getattr(self.rpu_config, "device", None), PulsedDevice)
+        """Whether the tiles simulate devices of their own, single or compound."""
+        device = getattr(self.rpu_config, "device", None)
+        return not isinstance(device, NoneType | IdealDevice | FloatingPointDevice)
 
     @property
     def torch_tiles(self) -> bool:

@@ -73,7 +73,9 @@ class ReadOnlyTensor(Tensor):
         source = next((a for a in args if isinstance(a, cls)), None)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-        if func is Tensor.numpy and isinstance(result, np.ndarray):
+        if func is Tensor.__iter__:
+            return iter(_protect_views(tuple(result), source))
+        if isinstance(result, np.ndarray):
             result.setflags(write=False)
             return result
         return _protect_views(result, source)
@@ -99,13 +101,20 @@ def _refuse_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         if wanted:
             raise _refusal(args[0], "train the weight")
         return
-    written = [kwargs.get("out")]
+    # torch's own initialisers pass their tensor by name; _foreach_ operations pass lists.
+    first = args[0] if args else kwargs.get("tensor", kwargs.get("input"))
+    written = _flat(kwargs.get("out"))
     in_place = name.endswith("_") and not name.startswith("__") and name not in _HARMLESS
+    in_place = in_place or bool(kwargs.get("inplace"))
     if func == _DATA_SETTER or func in _IN_PLACE_WITHOUT_UNDERSCORE or in_place:
-        written.append(args[0] if args else None)
+        written += _flat(first)
     for candidate in written:
         if isinstance(candidate, ReadOnlyTensor):
             raise _refusal(candidate, f"write it ({name.strip('_') or 'data'})")
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _refusal(weight: Tensor, action: str) -> FrozenConductanceError:
@@ -119,6 +128,8 @@ def _refusal(weight: Tensor, action: str) -> FrozenConductanceError:
 
 
 def _protect_views(result: Any, source: ReadOnlyTensor | None) -> Any:
+    if type(result) in (tuple, list):
+        return type(result)(_protect_views(part, source) for part in result)
     if source is None or not isinstance(result, Tensor):
         return result
     if type(result) is ReadOnlyTensor:

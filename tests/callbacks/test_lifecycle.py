@@ -10,6 +10,7 @@ from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.optim import AnalogSGD
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.presets import ReRamESPreset
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import aihwkit_lora as al
@@ -93,6 +94,7 @@ def test_counter_accepts_unfrozen_inference_layers(lab):
 
 def test_counter_accepts_pulsed_layers_once_frozen(lab):
     model = al.freeze_(analog(ReRamESPreset()), programmed_by="test")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=al.target_modules(model)))
     trainer = lab.fit(lab.Module(model, optimizer=analog_sgd), PulseCounter(al.Ledger()))
     assert [row["pulses"] for row in trainer.memory.logged] == [0, 0, 0]
 

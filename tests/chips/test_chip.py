@@ -132,13 +132,14 @@ def test_a_converted_layer_has_the_chips_tiles() -> None:
     assert max(largest) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_a_chip_of_ones_own_is_found_once_registered() -> None:
-    mine = replace(CHIP, name="test-chip-of-ones-own")
-    if mine.name not in chips:
-        chips.add(mine.name, mine)
-    assert al.chips.get(mine.name) == mine
-    with pytest.raises(ConfigurationError, match="chip 'test-chip-of-ones-own' is registered"):
-        al.chips.add(mine.name, mine)
+def test_a_chip_of_ones_own_is_found_once_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chips, "_entries", {CHIP.name: CHIP})
+    mine = replace(CHIP, name="mine")
+    al.chips.add("mine", mine)
+    assert al.chips.get("mine") is mine
+    assert al.chips.names() == ("mine", "rm-180nm")
+    with pytest.raises(ConfigurationError, match="chip 'mine' is registered already"):
+        al.chips.add("mine", CHIP)
 
 
 def test_an_unknown_chip_is_refused_with_the_nearest() -> None:

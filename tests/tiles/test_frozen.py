@@ -22,17 +22,18 @@ from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTile, FrozenTileArray
 CHIP = al.chips.get("rm-180nm")
 
 # What aihwkit 1.2.0 offers to write a tile, in simulator/tiles/{base,module,periphery}.py.
-TILE_WRITES = (
-    "set_weights program_weights drift_weights remap_weights decay_weights diffuse_weights reset "
-    "reset_columns set_hidden_parameters set_hidden_update_index load_extra update update_indexed "
-    "set_forward_parameters set_backward_parameters set_weights_uniform_random "
-    "ensure_shared_weights set_delta_weights replace_with set_scales set_mapping_scales "
-    "set_learned_out_scales set_input_range post_update_step"
-).split()
-LAYER_WRITES = (
-    "set_weights drift_analog_weights program_analog_weights remap_analog_weights "
-    "replace_rpu_config reset_parameters"
-).split()
+TILE_WRITES = [
+    *("set_weights", "program_weights", "drift_weights", "remap_weights", "decay_weights"),
+    *("diffuse_weights", "reset", "reset_columns", "set_hidden_parameters", "load_extra"),
+    *("set_hidden_update_index", "update", "update_indexed", "set_forward_parameters"),
+    *("set_backward_parameters", "set_weights_uniform_random", "ensure_shared_weights"),
+    *("set_delta_weights", "replace_with", "set_scales", "set_mapping_scales"),
+    *("set_learned_out_scales", "set_input_range", "post_update_step"),
+]
+LAYER_WRITES = [
+    *("set_weights", "drift_analog_weights", "program_analog_weights", "remap_analog_weights"),
+    *("replace_rpu_config", "reset_parameters"),
+]
 
 
 def model(tile: int = 4, bias: bool = True) -> nn.Module:
@@ -135,7 +136,7 @@ def test_a_frozen_layer_is_linear_for_torch_and_analogue_for_aihwkit(frozen: nn.
     assert isinstance(layer, AnalogLayerBase)
     assert layer.analog_tile_count() == 6
     assert "in_features=5, out_features=10, bias=True, tiles=6, frozen" in repr(layer)
-    assert "4, 4, frozen" in repr(tiles(layer)[0])
+    assert "(4, 3, frozen)" in repr(tiles(layer)[0])
     assert tiles(layer)[0].rpu_config is layer.analog_module.rpu_config
     assert tiles(layer)[0].device == torch.device("cpu")
     assert isinstance(frozen[0], nn.Linear)
@@ -160,6 +161,20 @@ def test_gradients_flow_through_to_the_layer_upstream(frozen: nn.Module) -> None
     hidden = frozen[0](x)
     through = (upstream @ torch.as_tensor(frozen[2].weight)) * (hidden > 0)
     torch.testing.assert_close(frozen[0].weight.grad, through.T @ x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tile", [3, 512])
+def test_outputs_can_be_changed_in_place(bias: bool, tile: int) -> None:
+    net = model(tile, bias)
+    x = torch.randn(4, 5)
+    expected = torch.relu(net(x))
+    expected.sum().backward()
+    gradient, net[0].weight.grad = net[0].weight.grad, None
+    changed = nn.functional.relu(net(x), inplace=True)
+    changed.sum().backward()
+    assert torch.equal(changed, expected)
+    assert torch.equal(net[0].weight.grad, gradient)
 
 
 @pytest.mark.parametrize("optimiser", [torch.optim.Adam, torch.optim.SGD, AnalogSGD])
@@ -206,7 +221,7 @@ def test_the_state_holds_conductances_scales_digests_and_bias_only(frozen: nn.Mo
     state = {name: tuple(value.shape) for name, value in frozen[2].state_dict().items()}
     assert state == {
         "bias": (10,),
-        "analog_module.conductance": (2, 4, 12),
+        "analog_module.conductance": (2, 3, 12),
         "analog_module.scale": (2, 3, 4),
         "analog_module.digest": (6, 32),
     }
@@ -227,9 +242,7 @@ def test_blocks_hold_each_tile_where_it_belongs(preset: type) -> None:
     config = preset()
     config.mapping.max_input_size, config.mapping.max_output_size = 3, 4
     analog = convert_to_analog(nn.Sequential(nn.Linear(7, 9)), config, ensure_analog_root=False)
-    held = [tile.tile.get_weights().clone() for tile in analog.analog_tiles()] if hasattr(
-        analog, "analog_tiles"
-    ) else [tile.tile.get_weights().clone() for tile in analog[0].analog_tiles()]
+    held = [tile.tile.get_weights().clone() for tile in analog[0].analog_tiles()]
     array: FrozenTileArray = al.freeze_(analog, programmed_by="test")[0].analog_module
     assert len(held) == array.blocks.tiles == 9
     for position, expected in zip(array.positions(), held, strict=True):

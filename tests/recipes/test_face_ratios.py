@@ -1,0 +1,96 @@
+"""Ratios between made-up arms, in closed form."""
+
+from __future__ import annotations
+
+import pytest
+
+import aihwkit_lora as al
+from aihwkit_lora.metering import Counts
+from aihwkit_lora.recipes.face_ratios import ratios
+from aihwkit_lora.reporting import StageRecord, StepRecord
+
+CHIP = al.chips.get("rm-180nm")
+
+
+def stage(name, counts, *, parameters=0, steps=0):
+    return StageRecord(
+        name=name,
+        metrics={},
+        counts=Counts(counts),
+        energy=al.price(Counts(counts), CHIP),
+        trainable_parameters=parameters,
+        fingerprint="",
+        steps=tuple(
+            StepRecord(step=n + 1, energy_j=0.0, pulses=0, metrics={}) for n in range(steps)
+        ),
+        wall_s=0.0,
+    )
+
+
+ARMS = {
+    "hybrid": (
+        stage("learn", {}, parameters=500),
+        stage("program", {"set_pulses": 3000, "verify_reads": 900}),
+        stage("forget", {"array_cycles": 60, "optimizer_updates": 300}, parameters=100, steps=3),
+        stage("continue", {"array_cycles": 40, "optimizer_updates": 700}, parameters=140, steps=5),
+    ),
+    "reprogram": (
+        stage("learn", {}, parameters=500),
+        stage("program", {"set_pulses": 3000, "verify_reads": 900}),
+        stage(
+            "forget",
+            {"array_cycles": 200, "set_pulses": 70, "optimizer_updates": 1000},
+            parameters=500,
+            steps=2,
+        ),
+        stage(
+            "continue",
+            {"array_cycles": 100, "verify_reads": 90, "optimizer_updates": 1000},
+            parameters=500,
+            steps=2,
+        ),
+    ),
+}
+
+
+def energy(counts):
+    return al.price(Counts(counts), CHIP).energy_j.value
+
+
+HYBRID = {"array_cycles": 100, "optimizer_updates": 1000}
+FULL = {"array_cycles": 300, "set_pulses": 70, "verify_reads": 90, "optimizer_updates": 2000}
+FULL_UPDATES = {name: n for name, n in FULL.items() if name != "array_cycles"}
+EXPECTED = {
+    "deployment energy": energy({"set_pulses": 3000, "verify_reads": 900})
+    / energy({"sram_write_bits": 16 * 100}),
+    "trainable parameters": 5.0,
+    "adaptation energy": energy(FULL) / energy(HYBRID),
+    "adaptation energy per image": (energy(FULL) / 300) / (energy(HYBRID) / 100),
+    "update energy per step": (energy(FULL_UPDATES) / 4)
+    / (energy({"optimizer_updates": 1000}) / 8),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_ratio_in_closed_form(name):
+    (found,) = (ratio for ratio in ratios(ARMS, CHIP) if ratio.name == name)
+    assert found.value == pytest.approx(EXPECTED[name], rel=1e-12)
+    assert found.low <= found.value <= found.high
+
+
+def test_all_ratios_come_in_order_and_say_what_they_are():
+    found = ratios(ARMS, CHIP)
+    assert [ratio.name for ratio in found] == list(EXPECTED)
+    assert "100 × 16 bit" in found[0].denominator
+    assert (found[1].numerator, found[1].denominator) == (
+        "reprogram, forget: 500",
+        "hybrid, forget: 100",
+    )
+    assert "4 steps" in found[2].numerator
+    assert "8 steps" in found[2].denominator
+
+
+def test_without_the_baseline_only_deployment_is_compared():
+    (found,) = ratios({"hybrid": ARMS["hybrid"]}, CHIP)
+    assert found.name == "deployment energy"
+    assert found.value == pytest.approx(EXPECTED["deployment energy"], rel=1e-12)

@@ -1,0 +1,223 @@
+"""The recipe end to end: once short, once in full on the real photos."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+
+import aihwkit_lora as al
+from aihwkit_lora.errors import ConfigurationError, UnknownNameError
+from aihwkit_lora.recipes import RECIPES, run_recipe
+from aihwkit_lora.recipes.face_data import data_folder
+from aihwkit_lora.recipes.face_recognition import FaceRecognition
+from aihwkit_lora.reporting import RunReport
+
+SHORT = FaceRecognition(
+    learn_epochs=2,
+    forget_epochs=1,
+    continue_epochs=1,
+    reprogram_forget_epochs=1,
+    reprogram_continue_epochs=1,
+    photos_per_person=12,
+)
+STAGES = ["learn", "program", "forget", "continue"]
+EVALUATED = {
+    "learn": {"learnt_accuracy"},
+    "program": {"learnt_accuracy"},
+    "forget": {"forget_accuracy", "retain_accuracy"},
+    "continue": {"forget_accuracy", "retain_accuracy", "new_accuracy"},
+}
+ADAPTED = {"forget", "continue"}
+TRAINABLE = {
+    "hybrid": {"learn": 5148, "program": 0, "forget": 1404, "continue": 1872},
+    "reprogram": {"learn": 5148, "program": 0, "forget": 5148, "continue": 5148},
+}
+RATIOS = [
+    "deployment energy",
+    "trainable parameters",
+    "adaptation energy",
+    "adaptation energy per image",
+    "update energy per step",
+]
+PULSES = ("set_pulses", "reset_pulses", "verify_reads")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("face") / "run"
+    run_recipe(RECIPES.get("face_recognition"), SHORT, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stored(out):
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def stages(stored, arm):
+    return {stage["name"]: stage for stage in stored["arms"][arm]["stages"]}
+
+
+def test_report_names_the_run(stored):
+    head = {key: stored[key] for key in ("schema", "recipe", "chip", "seed")}
+    assert head == {
+        "schema": 1, "recipe": "face_recognition", "chip": "rm-180nm", "seed": 0,
+    }  # fmt: skip
+    assert stored["config"]["learnt"] == [0, 1, 2, 3, 4]
+    assert stored["config"]["photos_per_person"] == 12
+    assert set(stored["config"]) == set(FaceRecognition.__dataclass_fields__)
+    assert {"python", "torch", "aihwkit", "peft", "platform"} <= set(stored["environment"])
+    assert list(stored["arms"]) == ["hybrid", "reprogram"]
+
+
+def interval_in_order(found):
+    assert set(found) == {"value", "low", "high"}
+    assert 0.0 <= found["low"] <= found["value"] <= found["high"] < math.inf
+
+
+@pytest.mark.parametrize("arm", ["hybrid", "reprogram"])
+def test_stages_have_all_fields(stored, arm):
+    assert [stage["name"] for stage in stored["arms"][arm]["stages"]] == STAGES
+    for name, stage in stages(stored, arm).items():
+        off = {"adapter_off_forget_accuracy"} if arm == "hybrid" and name in ADAPTED else set()
+        assert set(stage["metrics"]) == EVALUATED[name] | off
+        assert all(0.0 <= value <= 1.0 for value in stage["metrics"].values())
+        assert all(type(count) is int and count > 0 for count in stage["counts"].values())
+        assert stage["trainable_parameters"] == TRAINABLE[arm][name]
+        assert len(stage["fingerprint"]) == (0 if name == "learn" else 64)
+        assert stage["wall_s"] > 0.0
+        interval_in_order(stage["energy_j"])
+        interval_in_order(stage["latency_s"])
+        assert bool(stage["steps"]) == (name in ADAPTED)
+    assert stages(stored, arm)["learn"]["counts"] == {}
+    assert stages(stored, arm)["learn"]["energy_j"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+@pytest.mark.parametrize("arm", ["hybrid", "reprogram"])
+def test_steps_add_up_to_their_stage(stored, arm):
+    chip = al.chips.get("rm-180nm")
+    report = RunReport.from_dict(stored)
+    for stage in report.arms[arm]:
+        if stage.name not in ADAPTED:
+            continue
+        assert [step.step for step in stage.steps] == list(range(1, len(stage.steps) + 1))
+        assert sum(step.pulses for step in stage.steps) == stage.pulses
+        energy = al.price(stage.counts, chip).energy_j
+        assert stage.energy.energy_j == energy
+        assert math.fsum(s.energy_j for s in stage.steps) == pytest.approx(energy.value, rel=1e-9)
+        assert set(stage.steps[-1].metrics) == EVALUATED[stage.name]
+
+
+def test_frozen_arm_writes_nothing_after_programming(stored):
+    found = stages(stored, "hybrid")
+    for name in ADAPTED:
+        assert not set(PULSES) & set(found[name]["counts"])
+        assert found[name]["level"] == "exact"
+        assert all(step["pulses"] == 0 for step in found[name]["steps"])
+    prints = {found[name]["fingerprint"] for name in ("program", "forget", "continue")}
+    assert len(prints) == 1
+
+
+def test_programming_is_shared_and_counted(stored):
+    hybrid, full = stages(stored, "hybrid"), stages(stored, "reprogram")
+    assert hybrid["program"] == full["program"]
+    assert hybrid["learn"] == full["learn"]
+    counts = hybrid["program"]["counts"]
+    assert counts["programmed_cells"] == 5048
+    assert counts["verify_reads"] >= 5048
+    assert counts["set_pulses"] > 0
+    assert hybrid["program"]["level"] == "simulated"
+
+
+def test_baseline_verifies_every_cell_in_every_step(stored):
+    found = stages(stored, "reprogram")
+    for name in ADAPTED:
+        pulses = sum(step["pulses"] for step in found[name]["steps"])
+        assert found[name]["counts"]["verify_reads"] == 5_048 * 1 + pulses
+    # The one step of forgetting may move no weight by more than the tolerance.
+    assert found["continue"]["steps"][0]["pulses"] > 5_048
+    assert found["continue"]["fingerprint"] != found["program"]["fingerprint"]
+
+
+def test_counts_of_adaptation_follow_from_the_images(stored):
+    # 12 photos: 2 test, 1 validation, 9 training, each with 2 copies; 5 people: 135 images.
+    for name in ADAPTED:
+        hybrid, full = (stages(stored, arm)[name] for arm in ("hybrid", "reprogram"))
+        assert (len(hybrid["steps"]), len(full["steps"])) == (2, 1)
+        assert hybrid["counts"]["cell_reads"] == full["counts"]["cell_reads"] == 135 * 87_160
+    assert stages(stored, "hybrid")["forget"]["counts"]["forward_macs"] == 135 * 20_124
+    assert stages(stored, "hybrid")["continue"]["counts"]["forward_macs"] == 135 * 46_956
+    assert stages(stored, "hybrid")["forget"]["counts"]["optimizer_updates"] == 2 * 1404
+    assert stages(stored, "reprogram")["forget"]["counts"]["optimizer_updates"] == 5148
+    assert stages(stored, "reprogram")["forget"]["counts"]["weight_gradient_macs"] == 135 * 87_160
+
+
+def test_ratios_are_named_and_explained(stored):
+    assert [ratio["name"] for ratio in stored["ratios"]] == RATIOS
+    for ratio in stored["ratios"]:
+        interval_in_order({key: ratio[key] for key in ("value", "low", "high")})
+        assert all(ratio[text] for text in ("numerator", "denominator", "includes"))
+    assert stored["ratios"][1]["value"] == 5148 / 1404
+
+
+def test_folder_holds_picture_logs_and_stages(out, stored):
+    assert (out / "report.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    for arm in ("hybrid", "reprogram"):
+        for name in ADAPTED:
+            (file,) = (out / "logs" / f"{arm}-{name}").rglob("metrics.csv")
+            with file.open(encoding="utf-8") as lines:
+                rows = [row for row in csv.DictReader(lines) if row["energy_j"]]
+            counts = stages(stored, arm)[name]["counts"]
+            for event in PULSES:
+                assert sum(float(row[event]) for row in rows) == counts.get(event, 0)
+
+
+def without_environment(report):
+    plain = json.loads(json.dumps(report))
+    plain.pop("environment")
+    for arm in plain["arms"].values():
+        for stage in arm["stages"]:
+            stage.pop("wall_s")
+    return plain
+
+
+def test_resumed_run_takes_stages_from_disk_and_reports_the_same(out, stored):
+    (out / "stages" / "reprogram-continue.pt").unlink()
+    said = []
+    recipe = RECIPES.get("face_recognition")
+    report = run_recipe(recipe, SHORT, out, resume=True, say=said.append)
+    taken = [sentence.split(":")[0] for sentence in said if "taken from" in sentence]
+    assert taken == ["learn", "program", "hybrid-forget", "hybrid-continue", "reprogram-forget"]
+    assert without_environment(report.to_dict()) == without_environment(stored)
+    again = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert without_environment(again) == without_environment(stored)
+
+
+def test_chip_and_numbers_are_checked_before_anything_runs():
+    with pytest.raises(UnknownNameError, match=r"unknown chip 'rm-180'. Did you mean 'rm-180nm'"):
+        FaceRecognition(chip="rm-180")
+    for name in ("learn_epochs", "continue_rank", "batch_size"):
+        with pytest.raises(ConfigurationError, match=f"expected {name} of at least 1, found 0"):
+            FaceRecognition(**{name: 0})
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.skipif(
+    not list((data_folder() / "scikit_learn_data").glob("olivetti*")),
+    reason="no Olivetti faces in the folder that AIHWKIT_LORA_DATA names",
+)
+def test_real_faces_reach_the_figures_of_the_paper(tmp_path):
+    config = FaceRecognition(data="olivetti", split="reference", download=False)
+    report = run_recipe(RECIPES.get("face_recognition"), config, tmp_path)
+    found = {stage.name: stage for stage in report.arms["hybrid"]}
+    assert found["program"].metrics["learnt_accuracy"] >= 0.97
+    assert found["forget"].metrics["forget_accuracy"] == 0.0
+    assert found["forget"].metrics["retain_accuracy"] >= 0.95
+    after = found["continue"].metrics
+    assert after["forget_accuracy"] == 0.0
+    assert min(after["retain_accuracy"], after["new_accuracy"]) >= 0.95
+    assert found["forget"].pulses == found["continue"].pulses == 0
