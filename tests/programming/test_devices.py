@@ -197,8 +197,10 @@ def test_arrays_drawn_apart_agree_after_many_pulses(device: PulsedDevice) -> Non
 
 
 def test_the_comparison_would_notice_a_wrong_kind_of_noise() -> None:
-    tile = make_tile(ReRamArrayOMPresetDevice(write_noise_std=0.0))
-    tile.set_weights(torch.full(SHAPE, 0.6))  # near the bound, where the two kinds differ
+    # Many cells: this test has to see a difference, where the others have to see none.
+    large = (180, 180)
+    tile = make_tile(ReRamArrayOMPresetDevice(write_noise_std=0.0), large)
+    tile.set_weights(torch.full(large, 0.6))  # near the bound, where the two kinds differ
     state, cells = CellState.from_tile(tile), PulseResponse.from_tile(tile)
     wrong = deepcopy(cells.device)
     wrong.mult_noise = True
