@@ -29,14 +29,19 @@ $(PYTHON):
 	echo "error: expected Python 3.12 or 3.13, found neither. Install one, for example with" \
 	    "'uv python install 3.12' or 'pyenv install 3.12', and run make again." >&2; exit 1
 
-# uv is quicker, but pip alone works as well.
+# uv is quicker, but pip alone works as well. Where the exact set cannot be had, say because a site
+# caps a version, the ranges of pyproject.toml decide.
 $(READY): pyproject.toml constraints.txt | $(PYTHON)
 	@$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv || true
 	@if $(PYTHON) -m uv --version >/dev/null 2>&1; then \
-	    $(PYTHON) -m uv pip install --python $(PYTHON) --quiet -c constraints.txt -e '.[dev]'; \
+	    install="$(PYTHON) -m uv pip install --python $(PYTHON)"; \
 	else \
-	    $(PYTHON) -m pip install --quiet -c constraints.txt -e '.[dev]'; \
-	fi
+	    install="$(PYTHON) -m pip install"; \
+	fi; \
+	$$install --quiet -c constraints.txt -e '.[dev]' || { \
+	    echo "constraints.txt does not fit here; taking what pyproject.toml allows"; \
+	    $$install --quiet -e '.[dev]'; \
+	}
 	@touch $@
 
 setup: $(READY)  ## Make the environment
