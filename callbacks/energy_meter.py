@@ -42,12 +42,13 @@ class EnergyMeter(pl.Callback):
         self.chip, self.ledger = chip, ledger
         self.phase, self.validation_phase = phase, validation_phase
         self._observer: Observer | None = None
-        self._steps, self._step = StepCounts(ledger, without=(validation_phase,)), 0
+        self._steps = StepCounts(ledger, without=(validation_phase,))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to observe the model."""
-        self._steps = StepCounts(self.ledger, without=(self.validation_phase,))
-        self._step = trainer.global_step
+        self._steps = StepCounts(
+            self.ledger, without=(self.validation_phase,), step=trainer.global_step
+        )
         mapping = self.chip.mapping
         self._observer = Observer(pl_module, self.ledger, phase=self.phase, mapping=mapping)
         self._observer.start()
@@ -56,10 +57,10 @@ class EnergyMeter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log what this step cost."""
-        if trainer.global_step == self._step:
-            return  # gradients accumulate; the step comes with a later batch
-        self._step = trainer.global_step
-        step = price(self._steps.next(), self.chip)
+        counts = self._steps.after(trainer.global_step)
+        if counts is None:
+            return
+        step = price(counts, self.chip)
         whole = price(self.ledger.total(), self.chip)
         pl_module.log("energy_j", step.energy_j.value, prog_bar=True)
         pl_module.log("latency_s", step.latency_s.value)

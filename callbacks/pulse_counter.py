@@ -39,7 +39,7 @@ class PulseCounter(pl.Callback):
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._steps, self._step = StepCounts(ledger), 0
+        self._steps = StepCounts(ledger)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse models whose pulses cannot be counted.
@@ -57,16 +57,15 @@ class PulseCounter(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out what happened before training, such as the first programming."""
-        self._steps, self._step = StepCounts(self.ledger), trainer.global_step
+        self._steps = StepCounts(self.ledger, step=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Log what this step added."""
-        if trainer.global_step == self._step:
-            return  # gradients accumulate; the step comes with a later batch
-        self._step = trainer.global_step
-        step = self._steps.next()
+        step = self._steps.after(trainer.global_step)
+        if step is None:
+            return
         pl_module.log("pulses", _pulses(step), prog_bar=True)
         pl_module.log("pulses_total", _pulses(self.ledger.total()))
         pl_module.log_dict({event: float(step[event]) for event in _LOGGED})

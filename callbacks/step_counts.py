@@ -11,6 +11,7 @@ class StepCounts:
     Args:
         ledger: The ledger that grows.
         without: Phases that belong to no step, such as validation.
+        step: Optimiser steps taken so far.
 
     Example:
         >>> ledger = Ledger()
@@ -20,8 +21,8 @@ class StepCounts:
         (3, 0)
     """
 
-    def __init__(self, ledger: Ledger, *, without: tuple[str, ...] = ()) -> None:
-        self._ledger, self._without = ledger, without
+    def __init__(self, ledger: Ledger, *, without: tuple[str, ...] = (), step: int = 0) -> None:
+        self._ledger, self._without, self._step = ledger, without, step
         self._before = self._total()
 
     def next(self) -> Counts:
@@ -29,6 +30,19 @@ class StepCounts:
         total = self._total()
         step, self._before = total.minus(self._before), total
         return step
+
+    def after(self, step: int) -> Counts | None:
+        """Return what was added up to an optimiser step.
+
+        Args:
+            step: Optimiser steps taken by now, such as ``trainer.global_step``.
+        Returns:
+            None if there was no step since the last call: gradients accumulate over batches.
+        """
+        if step == self._step:
+            return None
+        self._step = step
+        return self.next()
 
     def _total(self) -> Counts:
         phases = (phase for phase in self._ledger.phases() if phase not in self._without)

@@ -213,7 +213,9 @@ class StepRecorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Record the step."""
-        counts = self._counts.next()
+        counts = self._counts.after(trainer.global_step)
+        if counts is None:
+            return
         self.steps.append(
             StepRecord(
                 step=len(self.steps) + 1,
