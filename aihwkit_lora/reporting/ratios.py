@@ -18,7 +18,8 @@ def price_ratio(numerator: Counts, denominator: Counts, prices: Mapping[str, Qua
     """Divide the cost of some counts by the cost of others, under the same prices.
 
     The range is over all prices within their ranges, each event's price the same above and below
-    the line: what costs the same on both sides does not blur the ratio. The ratio
+    the line: what costs the same on both sides does not blur the ratio. Events whose prices are one
+    object, such as conversions forwards and backwards by the same ADC, vary together. The ratio
     Σ n·p / Σ d·p rises with the price p of an event if and only if n/d of that event is above the
     ratio. So at its largest, the events with n/d above some threshold are at their high price and
     the rest at their low price, at its smallest the other way round, and it is enough to try every
@@ -43,17 +44,18 @@ def price_ratio(numerator: Counts, denominator: Counts, prices: Mapping[str, Qua
         >>> price_ratio(thirty, ten, {"set_pulses": pulse})
         Interval(value=3.0, low=3.0, high=3.0)
     """
-    events = [event for event in prices if numerator[event] or denominator[event]]
+    above, below = _by_price(numerator, prices), _by_price(denominator, prices)
+    events = [event for event in prices if above[event] or below[event]]
     ends = {event: _ends(prices[event].interval) for event in events}
     best = {event: Fraction(prices[event].value) for event in events}
-    if _cost(denominator, {event: low for event, (low, _) in ends.items()}) == 0:
+    if _cost(below, {event: low for event, (low, _) in ends.items()}) == 0:
         raise ConfigurationError(
             "ratio: expected a denominator that costs something at its lowest prices, got 0 from "
             f"the counts {dict(denominator)}. Choose another denominator, or price its events."
         )
     ratios = [
-        _cost(numerator, corner) / _cost(denominator, corner)
-        for corner in (best, *_corners(numerator, denominator, ends))
+        _cost(above, corner) / _cost(below, corner)
+        for corner in (best, *_corners(above, below, ends))
     ]
     return Interval(float(ratios[0]), float(min(ratios)), float(max(ratios)))
 
@@ -111,6 +113,13 @@ def energy_ratio(
         denominator=below,
         includes=includes,
     )
+
+
+def _by_price(counts: Counts, prices: Mapping[str, Quantity]) -> Counts:
+    """Add up events that share one price, such as conversions forwards and backwards by one ADC."""
+    first = {id(prices[event]): event for event in reversed(list(prices))}
+    priced = (event for event in counts if event in prices)
+    return Counts.sum(Counts({first[id(prices[event])]: counts[event]}) for event in priced)
 
 
 def _ends(interval: Interval) -> tuple[Fraction, Fraction]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aihwkit_lora.errors import ConfigurationError
-from aihwkit_lora.metering import Counts, PriceList, Quantity, Status
+from aihwkit_lora.metering import Counts, Interval, PriceList, Quantity, Status
 from aihwkit_lora.reporting import Ratio, energy_ratio, price_ratio
 
 EVENTS = (
@@ -78,6 +78,15 @@ def test_the_same_price_on_both_sides_narrows_the_range() -> None:
     below = Counts({"set_pulses": 1, "forward_macs": 10})
     found = price_ratio(above, below, listed)
     assert (found.value, found.low, found.high) == (30 / 12, 20 / 11, 50 / 14)
+
+
+def test_events_of_one_price_vary_together() -> None:
+    one, other = priced(1.0, 2.0, 4.0), priced(1.0, 2.0, 4.0)
+    there, back = Counts({"adc_conversions": 6}), Counts({"transposed_adc_conversions": 2})
+    shared = {"adc_conversions": one, "transposed_adc_conversions": one}
+    apart = {"adc_conversions": one, "transposed_adc_conversions": other}
+    assert price_ratio(there, back, shared) == Interval(3.0, 3.0, 3.0)
+    assert price_ratio(there, back, apart) == Interval(3.0, 0.75, 12.0)
 
 
 def test_a_numerator_of_nothing_is_zero_times_the_denominator() -> None:
