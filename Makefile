@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test test-all lint typecheck bench seeds clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | column -t -s: 2>/dev/null || true
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 # aihwkit 1.2.0 has wheels for Python 3.12 and 3.13 only.
 $(PYTHON):
