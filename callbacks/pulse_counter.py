@@ -11,7 +11,7 @@ from torch import nn
 
 from aihwkit_lora.callbacks.step_counts import StepCounts
 from aihwkit_lora.errors import StageError
-from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.metering import Ledger
 from aihwkit_lora.tiles import FrozenLinear
 
 _LOGGED = ("set_pulses", "reset_pulses", "verify_reads")
@@ -66,8 +66,8 @@ class PulseCounter(pl.Callback):
         step = self._steps.after(trainer.global_step)
         if step is None:
             return
-        pl_module.log("pulses", _pulses(step), prog_bar=True)
-        pl_module.log("pulses_total", _pulses(self.ledger.total()))
+        pl_module.log("pulses", float(step.pulses), prog_bar=True)
+        pl_module.log("pulses_total", float(self.ledger.total().pulses))
         pl_module.log_dict({event: float(step[event]) for event in _LOGGED})
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,10 +77,6 @@ class PulseCounter(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the ledger of a checkpoint."""
         self.ledger.load_state_dict(state_dict)
-
-
-def _pulses(counts: Counts) -> float:
-    return float(counts["set_pulses"] + counts["reset_pulses"])
 
 
 def _trains_by_pulses(layer: nn.Module) -> bool:

@@ -130,14 +130,16 @@ def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
 def _recipe_parser(recipe: Any) -> argparse.ArgumentParser:
     from aihwkit_lora.recipes.options import add_arguments
 
-    parser = _Parser(prog=f"aihwkit-lora run {recipe.name}", description=recipe.summary)
+    # --out, --config and --resume were taken by the parser before; they are here for the help.
+    parser = _Parser(
+        prog=f"aihwkit-lora run {recipe.name}",
+        description=recipe.summary,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--out", metavar="DIR", help=f"default: runs/{recipe.name}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with options")
     parser.add_argument("--resume", action="store_true", help="go on after the last stage")
     add_arguments(parser, recipe.config)
-    for action in parser._actions:
-        if action.dest in ("out", "config", "resume"):
-            action.default = argparse.SUPPRESS
     return parser
 
 

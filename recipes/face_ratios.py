@@ -107,11 +107,7 @@ def _adaptations(arm: Mapping[str, StageRecord]) -> Counts:
 
 
 def _updates(arm: Mapping[str, StageRecord]) -> Counts:
-    return Counts.sum(
-        Counts({event: arm[name].counts[event]}, level=arm[name].counts.level_of(event))
-        for name in _ADAPTATIONS
-        for event in _UPDATES
-    )
+    return _adaptations(arm).only(_UPDATES)
 
 
 def _steps(arm: Mapping[str, StageRecord]) -> int:

@@ -262,15 +262,20 @@ class Job:
         return {"learnt_accuracy": learnt}
 
     def _after_forgetting(self, model: nn.Module) -> dict[str, float]:
-        faces, result = self.faces, Evaluation.of(model, self.faces.test)
-        return {
-            "forget_accuracy": result.accuracy(faces.forgotten),
-            "retain_accuracy": result.accuracy(*faces.kept),
-        }
+        return self._forgotten_and_kept(Evaluation.of(model, self.faces.test))
 
     def _after_continuing(self, model: nn.Module) -> dict[str, float]:
-        new = Evaluation.of(model, self.faces.test).accuracy(self.faces.new)
-        return {**self._after_forgetting(model), "new_accuracy": new}
+        result = Evaluation.of(model, self.faces.test)
+        return {
+            **self._forgotten_and_kept(result),
+            "new_accuracy": result.accuracy(self.faces.new),
+        }
+
+    def _forgotten_and_kept(self, result: Evaluation) -> dict[str, float]:
+        return {
+            "forget_accuracy": result.accuracy(self.faces.forgotten),
+            "retain_accuracy": result.accuracy(*self.faces.kept),
+        }
 
     def _adapter_off(self, model: nn.Module) -> dict[str, float]:
         """What the arrays still know: the forgotten person without any adapter."""

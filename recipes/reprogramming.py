@@ -100,19 +100,5 @@ class Reprogrammer:
 
 def _ends(master: MasterLinear, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """Weight at the window's end for each cell, which cells stand beyond it, and all weights."""
-    limit, start = _largest_weight(master.frozen), master.weight.detach().clone()
+    limit, start = master.frozen.analog_module.largest_weight(), master.weight.detach().clone()
     return limit, start.abs() > limit * (1.0 + tolerance), start
-
-
-def _largest_weight(layer: FrozenLinear) -> Tensor:
-    """Weight at the end of the window for each cell, shape ``(out_features, in_features)``."""
-    array = layer.analog_module
-    scales = [
-        torch.cat([array.tile(i, o)[1] for o in range(len(array.blocks.out_sizes))])
-        for i in range(len(array.blocks.in_sizes))
-    ]
-    columns = [
-        scale[:, None].expand(-1, size)
-        for scale, size in zip(scales, array.blocks.in_sizes, strict=True)
-    ]
-    return torch.cat(columns, dim=1)

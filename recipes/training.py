@@ -163,10 +163,6 @@ class Trainee(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self._after_step()
 
-    def on_validation_model_eval(self) -> None:
-        """Evaluate as users will."""
-        self.model.eval()
-
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Remember the parameters of the best epoch so far; later ones win ties."""
         images, labels = batch
@@ -220,7 +216,7 @@ class StepRecorder(pl.Callback):
             StepRecord(
                 step=len(self.steps) + 1,
                 energy_j=price(counts, self._chip).energy_j.value,
-                pulses=counts["set_pulses"] + counts["reset_pulses"],
+                pulses=counts.pulses,
                 metrics={},
             )
         )

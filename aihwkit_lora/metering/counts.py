@@ -61,6 +61,23 @@ class Counts(Mapping[str, int]):
         """The least sure level of all events; exact if nothing happened."""
         return max(self._levels.values(), key=lambda level: level.rank, default=Level.EXACT)
 
+    @property
+    def pulses(self) -> int:
+        """SET and RESET pulses together."""
+        return self["set_pulses"] + self["reset_pulses"]
+
+    def only(self, events: Iterable[str]) -> Counts:
+        """Leave out all other events.
+
+        Args:
+            events: What to keep.
+        """
+        kept = [event for event in events if event in self._values]
+        return Counts._of(
+            {event: self._values[event] for event in kept},
+            {event: self._levels[event] for event in kept},
+        )
+
     def level_of(self, event: str) -> Level:
         """How sure the count of one event is.
 

@@ -53,11 +53,7 @@ class Ledger:
         )
         if side is None:
             return total
-        return Counts.sum(
-            Counts({event: total[event]}, level=total.level_of(event))
-            for event in total
-            if EVENTS.get(event).side == side
-        )
+        return total.only(event for event in total if EVENTS.get(event).side == side)
 
     def since(self, snapshot: Counts, *, phase: str | None = None) -> Counts:
         """What was added after ``snapshot = ledger.total(phase=phase)`` was taken.

@@ -63,8 +63,7 @@ class ProgramReport:
     @property
     def pulses(self) -> int:
         """SET and RESET pulses of all cells together."""
-        counts = self.counts
-        return counts["set_pulses"] + counts["reset_pulses"]
+        return self.counts.pulses
 
     @property
     def failed_fraction(self) -> float:

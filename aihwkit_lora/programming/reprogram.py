@@ -112,7 +112,7 @@ def _adapters(model: nn.Module) -> dict[str, Linear]:
         if isinstance(module, Linear)
         and isinstance(module.get_base_layer(), FrozenLinear)
         and not module.disable_adapters
-        and any(adapter in module.lora_A for adapter in module.active_adapters)
+        and _active(module)
     }
     if not found:
         raise StageError(
@@ -161,13 +161,14 @@ def _rewrite(
     known = array.programming.cells
     _require_writable(name, layer, target)
     conductance, scale = array.conductance.clone(), array.scale.clone()
+    blocks = array.blocks
     cells, goals, results = [], [], []
     for tile, position, part in zip(known, array.positions(), _split(target, array), strict=True):
         wanted, scale_now = part.detach().float().cpu(), array.tile(*position)[1]
         normalised, factor = _normalised(wanted, scale_now, tile, policy)
         goal = normalised * tile.full_scale
         after, result = _rewrite_tile(tile, goal, policy, generator)
-        array.put(conductance, scale, position, after.weight, factor)
+        blocks.put(conductance, scale, position, after.weight, factor)
         cells.append(after)
         goals.append(goal)
         results.append(result)

@@ -109,7 +109,7 @@ class StageRecord:
     @property
     def pulses(self) -> int:
         """SET and RESET pulses of the stage."""
-        return self.counts["set_pulses"] + self.counts["reset_pulses"]
+        return self.counts.pulses
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

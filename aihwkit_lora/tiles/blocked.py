@@ -7,6 +7,7 @@ physics is aihwkit's: the steps below follow ``AnalogMVM.matmul`` and its C++ tw
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +58,35 @@ class Blocks:
     def columns(self) -> int:
         """Columns of the largest tile; smaller ones are padded to it."""
         return max(self.out_sizes)
+
+    def positions(self) -> Iterator[tuple[int, int]]:
+        """Index of every tile along input and output, inputs first."""
+        for i in range(len(self.in_sizes)):
+            for o in range(len(self.out_sizes)):
+                yield i, o
+
+    def put(
+        self,
+        conductance: Tensor,
+        scale: Tensor,
+        position: tuple[int, int],
+        weight: Tensor,
+        factor: Tensor,
+    ) -> None:
+        """Place one tile into blocked tensors.
+
+        Args:
+            conductance: Blocked conductances to write into.
+            scale: Blocked scales to write into.
+            position: Index of the tile along input and output.
+            weight: Normalised weights, shape ``(out_size, in_size)``.
+            factor: Output scales, shape ``(out_size,)``.
+        """
+        in_tile, out_tile = position
+        columns, rows = weight.shape
+        start = out_tile * self.columns
+        conductance[in_tile, :rows, start : start + columns] = weight.T
+        scale[in_tile, out_tile, :columns] = factor
 
     def split_inputs(self, x: Tensor) -> Tensor:
         """Cut ``(vectors, in_features)`` into ``(in_tiles, vectors, rows)``, padded with zeros."""

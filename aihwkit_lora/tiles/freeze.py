@@ -273,13 +273,11 @@ def blocked(grid: TileGrid, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     """
     blocks = grid.blocks
     ins, outs = len(blocks.in_sizes), len(blocks.out_sizes)
-    packed = torch.zeros(ins, blocks.rows, outs, blocks.columns)
+    conductance = torch.zeros(ins, blocks.rows, outs * blocks.columns)
     scale = torch.zeros(ins, outs, blocks.columns)
-    for index, (tile, weight) in enumerate(zip(grid.each(), weights, strict=True)):
-        i, o = divmod(index, outs)
-        packed[i, : tile.in_size, o, : tile.out_size] = weight.T
-        scale[i, o, : tile.out_size] = tile_scale(tile)
-    return packed.flatten(2), scale
+    for position, tile, weight in zip(blocks.positions(), grid.each(), weights, strict=True):
+        blocks.put(conductance, scale, position, weight, tile_scale(tile))
+    return conductance, scale
 
 
 def _thawed(layer: FrozenLinear) -> AnalogLinear:

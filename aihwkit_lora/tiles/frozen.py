@@ -210,9 +210,7 @@ class FrozenTileArray(nn.Module):
 
     def positions(self) -> Iterator[tuple[int, int]]:
         """Index of every tile along input and output."""
-        for i in range(len(self.blocks.in_sizes)):
-            for o in range(len(self.blocks.out_sizes)):
-                yield i, o
+        return self.blocks.positions()
 
     def tile(self, in_tile: int, out_tile: int) -> tuple[Tensor, Tensor]:
         """One tile's weights ``(out_size, in_size)`` and output scales ``(out_size,)``."""
@@ -220,29 +218,6 @@ class FrozenTileArray(nn.Module):
         start = out_tile * self.blocks.columns
         weight = self.conductance[in_tile, :rows, start : start + columns].T
         return weight, self.scale[in_tile, out_tile, :columns]
-
-    def put(
-        self,
-        conductance: Tensor,
-        scale: Tensor,
-        position: tuple[int, int],
-        weight: Tensor,
-        factor: Tensor,
-    ) -> None:
-        """Place one tile into blocked tensors of this array's shape; the array itself stays.
-
-        Args:
-            conductance: Blocked conductances to write into.
-            scale: Blocked scales to write into.
-            position: Index of the tile along input and output.
-            weight: Normalised weights, shape ``(out_size, in_size)``.
-            factor: Output scales, shape ``(out_size,)``.
-        """
-        in_tile, out_tile = position
-        columns, rows = weight.shape
-        start = out_tile * self.blocks.columns
-        conductance[in_tile, :rows, start : start + columns] = weight.T
-        scale[in_tile, out_tile, :columns] = factor
 
     def current_digests(self) -> Tensor:
         """SHA-256 of every tile's conductances and scales as they are now, one row a tile."""
@@ -258,14 +233,19 @@ class FrozenTileArray(nn.Module):
 
     def logical_weight(self) -> Tensor:
         """The matrix that the layer multiplies with, shape ``(out_features, in_features)``."""
-        rows = [
-            torch.cat([w * s[:, None] for w, s in (self.tile(i, o) for o in self._columns())])
+        return self._joined(lambda weight, scale: weight * scale[:, None])
+
+    def largest_weight(self) -> Tensor:
+        """Weight at the window's end of each cell, shape ``(out_features, in_features)``."""
+        return self._joined(lambda weight, scale: scale[:, None].expand_as(weight))
+
+    def _joined(self, part: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        outs = range(len(self.blocks.out_sizes))
+        columns = [
+            torch.cat([part(*self.tile(i, o)) for o in outs])
             for i in range(len(self.blocks.in_sizes))
         ]
-        return torch.cat(rows, dim=1)
-
-    def _columns(self) -> range:
-        return range(len(self.blocks.out_sizes))
+        return torch.cat(columns, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; see :func:`~aihwkit_lora.tiles.blocked.blocked_mvm`."""

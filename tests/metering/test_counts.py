@@ -105,3 +105,14 @@ def test_every_event_says_what_one_count_is() -> None:
         assert event.name == name
         assert event.meaning
         assert event.side in Side
+
+
+def test_only_keeps_values_and_levels_of_what_is_asked_for() -> None:
+    both = Counts({"set_pulses": 3}, level=Level.SIMULATED) + Counts({"tile_reads": 2})
+    kept = both.only(("set_pulses", "reset_pulses"))
+    assert kept == Counts({"set_pulses": 3}, level=Level.SIMULATED)
+    assert both.only(("tile_reads",)).level is Level.EXACT
+
+
+def test_pulses_are_those_of_both_polarities() -> None:
+    assert Counts({"set_pulses": 3, "reset_pulses": 4, "verify_reads": 9}).pulses == 7
