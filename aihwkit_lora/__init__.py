@@ -27,6 +27,8 @@ from aihwkit_lora.programming.report import ProgramReport  # noqa: E402
 from aihwkit_lora.programming.reprogram import reprogram_  # noqa: E402
 from aihwkit_lora.tiles import (  # noqa: E402
     convert,
+    drift_,
+    engines,
     fingerprint,
     freeze_,
     frozen_layers,
@@ -54,6 +56,8 @@ __all__ = [
     "UnsupportedTileError",
     "chips",
     "convert",
+    "drift_",
+    "engines",
     "fingerprint",
     "freeze_",
     "frozen_layers",

@@ -15,7 +15,7 @@ from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.metering.macs import MacCounter, counter_of
 from aihwkit_lora.metering.probes import DigitalProbe, TileProbe
 from aihwkit_lora.tiles.freeze import plain_name
-from aihwkit_lora.tiles.frozen import FrozenLinear
+from aihwkit_lora.tiles.layers import FrozenLayer
 
 _PROBES = (TileProbe, DigitalProbe)
 
@@ -79,7 +79,7 @@ class Observer:
     def _require_countable(self) -> None:
         for name, module in self.model.named_modules():
             analog = isinstance(module, AnalogLayerBase) and not module.IS_CONTAINER
-            if analog and not isinstance(module, FrozenLinear):
+            if analog and not isinstance(module, FrozenLayer):
                 raise StageError(
                     f"layer '{name}': expected a frozen layer, got {type(module).__name__}, whose "
                     "reads cannot be counted. Call freeze_(model) first."
@@ -93,13 +93,13 @@ class Observer:
 
     def _watch(self) -> None:
         for name, module in self.model.named_modules():
-            if isinstance(module, FrozenLinear):
+            if isinstance(module, FrozenLayer):
                 self._watch_tiles(plain_name(name), module)
             elif (macs := counter_of(module)) is not None:
                 self._watch_digital(plain_name(name), module, macs)
         self._undo.append(register_optimizer_step_post_hook(self._on_optimizer_step).remove)
 
-    def _watch_tiles(self, name: str, layer: FrozenLinear) -> None:
+    def _watch_tiles(self, name: str, layer: FrozenLayer) -> None:
         probes = layer.analog_module.probes
         known = layer.analog_module.programming.mapping or self._mapping
         if known is None:
@@ -130,7 +130,7 @@ class Observer:
 
 def _probes_of(module: nn.Module) -> list[TileProbe | DigitalProbe]:
     """Everything that observes a layer already."""
-    tiles = module.analog_module.probes if isinstance(module, FrozenLinear) else []
+    tiles = module.analog_module.probes if isinstance(module, FrozenLayer) else []
     return [p for p in (*tiles, *module._forward_hooks.values()) if isinstance(p, _PROBES)]
 
 

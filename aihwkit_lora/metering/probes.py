@@ -12,7 +12,7 @@ from aihwkit_lora.chips.mapping import ConductanceMapping
 from aihwkit_lora.metering.counts import Counts
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.metering.macs import MacCounter
-from aihwkit_lora.tiles.frozen import FrozenLinear
+from aihwkit_lora.tiles.layers import FrozenLayer
 
 _FULL_SCALE = 2**16
 """Steps of a row's drive in ``cell_read_x2g``."""
@@ -93,7 +93,7 @@ class TileProbe:
         self,
         sink: Sink,
         name: str,
-        layer: FrozenLinear,
+        layer: FrozenLayer,
         fallback: ConductanceMapping,
     ) -> None:
         self._sink, self._name, self._layer, self._fallback = sink, name, layer, fallback
@@ -107,17 +107,18 @@ class TileProbe:
 
     def on_read(self, drive: Tensor) -> None:
         """Count a read of all tiles, once per vector."""
-        blocks, vectors = self._layer.analog_module.blocks, drive.shape[1]
-        in_tiles, out_tiles = len(blocks.in_sizes), len(blocks.out_sizes)
-        squares = _sum_of_squares(drive, dim=1)
-        conversions = vectors * blocks.out_features * in_tiles
+        blocks, (_, own, vectors, _) = self._layer.analog_module.blocks, drive.shape
+        squares = _sum_of_squares(drive, dim=2)
+        # A row that tiles share counts for each of them.
+        sums = self._sums().sum(dim=1, keepdim=True) if own == 1 else self._sums()
+        conversions = vectors * blocks.out_features * blocks.in_tiles
         counts = {
             "array_cycles": vectors,
             "tile_reads": vectors * blocks.tiles,
-            "row_drives": vectors * blocks.in_features * out_tiles,
-            "active_row_drives": int(drive.count_nonzero()) * out_tiles,
-            "cell_reads": vectors * blocks.in_features * blocks.out_features,
-            "cell_read_x2g": _exact_dot(squares, self._sums().sum(dim=1)),
+            "row_drives": vectors * blocks.driven_rows * blocks.out_tiles,
+            "active_row_drives": int(drive.count_nonzero()) * (blocks.out_tiles // own),
+            "cell_reads": vectors * blocks.driven_rows * blocks.out_features,
+            "cell_read_x2g": _exact_dot(squares, sums),
             "adc_conversions": conversions,
             "shift_adds": conversions,
         }
@@ -145,12 +146,11 @@ class TileProbe:
     def on_transposed_read(self, vectors: int) -> None:
         """Count a read of all tiles backwards, once per vector."""
         blocks = self._layer.analog_module.blocks
-        in_tiles, out_tiles = len(blocks.in_sizes), len(blocks.out_sizes)
-        conversions = vectors * blocks.in_features * out_tiles
+        conversions = vectors * blocks.in_features * blocks.out_tiles
         counts = {
             "transposed_array_cycles": vectors,
             "transposed_tile_reads": vectors * blocks.tiles,
-            "transposed_row_drives": vectors * blocks.out_features * in_tiles,
+            "transposed_row_drives": vectors * blocks.out_features * blocks.in_tiles,
             "transposed_cell_reads": vectors * blocks.in_features * blocks.out_features,
             "transposed_adc_conversions": conversions,
             "shift_adds": conversions,
@@ -166,10 +166,10 @@ class TileProbe:
         return self._row_sums
 
 
-def _row_sums(layer: FrozenLinear, mapping: ConductanceMapping) -> Tensor:
+def _row_sums(layer: FrozenLayer, mapping: ConductanceMapping) -> Tensor:
     array = layer.analog_module
     blocks = array.blocks
-    sums = torch.zeros(len(blocks.in_sizes), len(blocks.out_sizes), blocks.rows, dtype=torch.int64)
+    sums = torch.zeros(blocks.in_tiles, blocks.out_tiles, blocks.rows, dtype=torch.int64)
     for in_tile, out_tile in array.positions():
         weight = array.tile(in_tile, out_tile)[0].detach().double().cpu()
         # A simulated cell far below the window would conduct less than nothing.

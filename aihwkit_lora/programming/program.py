@@ -17,8 +17,8 @@ from aihwkit_lora.programming.report import LayerProgramming, ProgramReport, lay
 from aihwkit_lora.programming.response import PulseResponse
 from aihwkit_lora.programming.write_verify import write_verify
 from aihwkit_lora.tiles.freeze import PROGRAMMING
-from aihwkit_lora.tiles.frozen import FrozenLinear
 from aihwkit_lora.tiles.grid import TileGrid, analog_layers, hold, hold_cells, tile_weight
+from aihwkit_lora.tiles.layers import FrozenLayer
 from aihwkit_lora.tiles.record import Cells, Programming
 
 # Above this fraction of failed cells a layer does not compute what it was asked to; NeuRRAM's
@@ -79,7 +79,7 @@ def program_(
     policy = policy or chip.write_policy
     written = []
     for name, layer in analog_layers(model):
-        if isinstance(layer, FrozenLinear):
+        if isinstance(layer, FrozenLayer):
             raise StageError(
                 f"layer '{name}': expected an unfrozen layer, got a frozen one. Call "
                 "thaw_(model) first, or reprogram_(model, chip) to write frozen arrays."

@@ -16,17 +16,18 @@ from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.programming.program import record, seeded
 from aihwkit_lora.programming.report import LayerProgramming, ProgramReport, layer_programming
 from aihwkit_lora.programming.write_verify import WriteResult, write_verify
+from aihwkit_lora.tiles.array import FrozenTileArray
 from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
-from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTileArray
+from aihwkit_lora.tiles.layers import FrozenLayer
 from aihwkit_lora.tiles.record import Cells, Programming
 
 if TYPE_CHECKING:
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import LoraLayer
 
 
 @dataclass(frozen=True, eq=False)
 class _Rewritten:
-    layer: FrozenLinear
+    layer: FrozenLayer
     array: FrozenTileArray
     report: LayerProgramming
 
@@ -51,9 +52,10 @@ def reprogram_(
     Args:
         model: A frozen model, plain or wrapped by PEFT.
         chip: Conductance window and write policy.
-        targets: New logical weights by layer name (as in ``target_modules(model)``), shape
-            ``(out_features, in_features)``. If None, the active LoRA adapters are consolidated:
-            their sum is written into the arrays and they start over from zero.
+        targets: New logical weights by layer name (as in ``target_modules(model)``), in the shape
+            of the layer's ``weight``. A bias on the array stays as it is. If None, the active
+            LoRA adapters are consolidated: their sum is written into the arrays and they start
+            over from zero.
         ledger: Counts are added to it, by layer, under ``phase``.
         phase: Name of the phase in the ledger.
         seed: Seed of all pulses; drawn from torch's generator if None.
@@ -101,16 +103,16 @@ def reprogram_(
     return report
 
 
-def _adapters(model: nn.Module) -> dict[str, Linear]:
+def _adapters(model: nn.Module) -> dict[str, LoraLayer]:
     """LoRA wrappers of frozen layers that have an active adapter, by plain name."""
     # Importing PEFT takes seconds, and only whoever has adapters needs it.
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import LoraLayer
 
     found = {
         plain_name(f"{name}.base_layer"): module
         for name, module in model.named_modules()
-        if isinstance(module, Linear)
-        and isinstance(module.get_base_layer(), FrozenLinear)
+        if isinstance(module, LoraLayer)
+        and isinstance(module.get_base_layer(), FrozenLayer)
         and not module.disable_adapters
         and _active(module)
     }
@@ -122,28 +124,29 @@ def _adapters(model: nn.Module) -> dict[str, Linear]:
     return found
 
 
-def _consolidated(adapters: Mapping[str, Linear]) -> dict[str, Tensor]:
+def _consolidated(adapters: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     targets = {}
     for name, wrapper in adapters.items():
         variants = getattr(wrapper, "lora_variant", {})
-        base: FrozenLinear = wrapper.get_base_layer()  # type: ignore[assignment]
-        weight = base.analog_module.logical_weight()
+        weight = torch.as_tensor(wrapper.get_base_layer().weight)
         for adapter in _active(wrapper):
             if adapter in variants:
                 raise UnsupportedTileError(
                     f"layer '{name}', adapter '{adapter}': expected plain LoRA to consolidate, "
                     f"got {type(variants[adapter]).__name__}. Pass targets={{layer: weight}}."
                 )
-            weight = weight + wrapper.get_delta_weight(adapter).detach()
+            # Every kind of LoraLayer around a weight has it.
+            delta = wrapper.get_delta_weight(adapter)  # type: ignore[attr-defined]
+            weight = weight + delta.detach()
         targets[name] = weight
     return targets
 
 
-def _active(wrapper: Linear) -> list[str]:
+def _active(wrapper: LoraLayer) -> list[str]:
     return [adapter for adapter in wrapper.active_adapters if adapter in wrapper.lora_A]
 
 
-def _start_over(adapters: Mapping[str, Linear]) -> None:
+def _start_over(adapters: Mapping[str, LoraLayer]) -> None:
     for wrapper in adapters.values():
         for adapter in _active(wrapper):
             nn.init.zeros_(cast(nn.Linear, wrapper.lora_B[adapter]).weight)
@@ -151,7 +154,7 @@ def _start_over(adapters: Mapping[str, Linear]) -> None:
 
 def _rewrite(
     name: str,
-    layer: FrozenLinear,
+    layer: FrozenLayer,
     target: Tensor,
     chip: Chip,
     policy: WritePolicy,
@@ -173,11 +176,7 @@ def _rewrite(
         goals.append(goal)
         results.append(result)
     programming = Programming(source=chip.name, mapping=chip.mapping, cells=tuple(cells))
-    successor = FrozenTileArray(
-        conductance, scale, array.blocks, array.io, array.rpu_config, programming, name
-    )
-    # An observation that is running goes on with the new array.
-    successor.probes = array.probes
+    successor = array.rewritten(conductance, scale, programming)
     per_state = chip.mapping.half_width_siemens / known[0].full_scale
     return _Rewritten(layer, successor, layer_programming(name, goals, results, per_state))
 
@@ -195,8 +194,8 @@ def _rewrite_tile(
     return after, replace(result, failed=failed)
 
 
-def _require_writable(name: str, layer: FrozenLinear, target: Tensor) -> None:
-    expected = (layer.out_features, layer.in_features)
+def _require_writable(name: str, layer: FrozenLayer, target: Tensor) -> None:
+    expected = layer.weight_shape
     if tuple(target.shape) != expected:
         raise ConfigurationError(
             f"layer '{name}': expected a target of shape {expected}, got {tuple(target.shape)}."
@@ -210,7 +209,10 @@ def _require_writable(name: str, layer: FrozenLinear, target: Tensor) -> None:
 
 
 def _split(target: Tensor, array: FrozenTileArray) -> list[Tensor]:
-    columns = target.split(array.blocks.in_sizes, dim=1)
+    rows, held = target.detach().flatten(1), array.logical_bias()
+    if held is not None:
+        rows = torch.cat([rows.to(held), held[:, None]], dim=1)
+    columns = rows.split(array.blocks.in_sizes, dim=1)
     return [part for column in columns for part in column.split(array.blocks.out_sizes, dim=0)]
 
 

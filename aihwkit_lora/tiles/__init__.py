@@ -1,7 +1,11 @@
 """Frozen-conductance mode: layers and tiles that are read, never written."""
 
+from aihwkit_lora.tiles.array import FrozenTile, FrozenTileArray
 from aihwkit_lora.tiles.convert import convert
+from aihwkit_lora.tiles.drift import drift_
 from aihwkit_lora.tiles.freeze import (
+    EngineChoice,
+    engines,
     fingerprint,
     freeze_,
     frozen_layers,
@@ -9,13 +13,26 @@ from aihwkit_lora.tiles.freeze import (
     thaw_,
     verify,
 )
-from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTile, FrozenTileArray
+from aihwkit_lora.tiles.layers import (
+    FrozenConv1d,
+    FrozenConv2d,
+    FrozenConv3d,
+    FrozenLayer,
+    FrozenLinear,
+)
 
 __all__ = [
+    "EngineChoice",
+    "FrozenConv1d",
+    "FrozenConv2d",
+    "FrozenConv3d",
+    "FrozenLayer",
     "FrozenLinear",
     "FrozenTile",
     "FrozenTileArray",
     "convert",
+    "drift_",
+    "engines",
     "fingerprint",
     "freeze_",
     "frozen_layers",

@@ -1,113 +1,28 @@
-"""All tiles of one layer as one blocked tensor, multiplied in one batched product.
+"""All tiles of one layer as one blocked tensor, multiplied in few batched products.
 
 Real arrays are small (128 × 128), so one layer is many tiles, each with its own converters and
-noise. aihwkit loops over them in Python; here the loop is the batch dimension of one product. The
+noise. aihwkit loops over them in Python; here all tiles along the output share one product, and
+the partial sums of the tiles along the input are added up while they are still in the cache. The
 physics is aihwkit's: the steps below follow ``AnalogMVM.matmul`` and its C++ twin line by line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aihwkit_lora.tiles.blocks import Blocks, TileTensors
 from aihwkit_lora.tiles.periphery import TileIO
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """How a weight of shape ``(out_features, in_features)`` is cut into tiles.
-
-    Args:
-        in_sizes: Rows of each tile, along the input.
-        out_sizes: Columns of each tile, along the output.
-
-    Example:
-        >>> Blocks((3, 3), (4, 4, 3)).tiles
-        6
-    """
-
-    in_sizes: tuple[int, ...]
-    out_sizes: tuple[int, ...]
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles."""
-        return len(self.in_sizes) * len(self.out_sizes)
-
-    @property
-    def in_features(self) -> int:
-        """Length of an input vector."""
-        return sum(self.in_sizes)
-
-    @property
-    def out_features(self) -> int:
-        """Length of an output vector."""
-        return sum(self.out_sizes)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the largest tile; smaller ones are padded to it."""
-        return max(self.in_sizes)
-
-    @property
-    def columns(self) -> int:
-        """Columns of the largest tile; smaller ones are padded to it."""
-        return max(self.out_sizes)
-
-    def positions(self) -> Iterator[tuple[int, int]]:
-        """Index of every tile along input and output, inputs first."""
-        for i in range(len(self.in_sizes)):
-            for o in range(len(self.out_sizes)):
-                yield i, o
-
-    def put(
-        self,
-        conductance: Tensor,
-        scale: Tensor,
-        position: tuple[int, int],
-        weight: Tensor,
-        factor: Tensor,
-    ) -> None:
-        """Place one tile into blocked tensors.
-
-        Args:
-            conductance: Blocked conductances to write into.
-            scale: Blocked scales to write into.
-            position: Index of the tile along input and output.
-            weight: Normalised weights, shape ``(out_size, in_size)``.
-            factor: Output scales, shape ``(out_size,)``.
-        """
-        in_tile, out_tile = position
-        columns, rows = weight.shape
-        start = out_tile * self.columns
-        conductance[in_tile, :rows, start : start + columns] = weight.T
-        scale[in_tile, out_tile, :columns] = factor
-
-    def split_inputs(self, x: Tensor) -> Tensor:
-        """Cut ``(vectors, in_features)`` into ``(in_tiles, vectors, rows)``, padded with zeros."""
-        if len(set(self.in_sizes)) == 1:
-            return x.reshape(x.shape[0], len(self.in_sizes), self.rows).transpose(0, 1)
-        parts = x.split(self.in_sizes, dim=1)
-        return torch.stack([F.pad(part, (0, self.rows - part.shape[1])) for part in parts])
-
-    def join_inputs(self, blocks: Tensor) -> Tensor:
-        """Undo :meth:`split_inputs`."""
-        if len(set(self.in_sizes)) == 1:
-            return blocks.transpose(0, 1).reshape(blocks.shape[1], self.in_features)
-        parts = zip(blocks, self.in_sizes, strict=True)
-        return torch.cat([block[:, :size] for block, size in parts], dim=1)
-
-    def join_outputs(self, blocks: Tensor) -> Tensor:
-        """Join ``(vectors, out_tiles, columns)`` to ``(vectors, out_features)``, unpadded."""
-        if len(set(self.out_sizes)) == 1:
-            return blocks.reshape(blocks.shape[0], self.out_features)
-        parts = zip(blocks.unbind(1), self.out_sizes, strict=True)
-        return torch.cat([block[:, :size] for block, size in parts], dim=1)
+# Tiles along the input go together until their column sums fill this many values (4 MiB), which
+# is about what a core's cache holds: more is slower, less costs calls.
+_CACHED_VALUES = 2**20
+# The largest code times the step can miss the bound by the last bit of a float32.
+_SLACK = 1.0 + 1e-6
 
 
 class ReadProbe(Protocol):
@@ -118,7 +33,8 @@ class ReadProbe(Protocol):
 
         Args:
             drive: What the DACs applied, as a fraction of full scale, shape
-                ``(in_tiles, vectors, rows)``.
+                ``(in_tiles, 1, vectors, rows)``, or ``(in_tiles, out_tiles, vectors, rows)`` where
+                tiles that share an input scale it on their own.
         """
 
     def on_repeat(self, in_tile: int, out_tile: int, drive: Tensor) -> None:
@@ -137,10 +53,30 @@ class ReadProbe(Protocol):
         """All tiles were read backwards (outputs driven, inputs sensed), once per vector."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What goes into the DACs of a layer.
+
+    Args:
+        values: Inputs in units of each tile's range, shape ``(in_tiles, own, vectors, rows)``;
+            ``own`` is 1, or ``out_tiles`` where tiles that share an input scale it differently.
+        gain: What each vector is multiplied by before its DACs, ``(in_tiles, own, vectors, 1)``.
+        silent: Which vectors are not read at all, same shape, boolean; None if all are.
+    """
+
+    values: Tensor
+    gain: Tensor
+    silent: Tensor | None
+
+    def group(self, tiles: slice) -> _Inputs:
+        """Those of some of the tiles along the input."""
+        silent = None if self.silent is None else self.silent[tiles]
+        return _Inputs(self.values[tiles], self.gain[tiles], silent)
+
+
 def blocked_mvm(
     x: Tensor,
-    conductance: Tensor,
-    scale: Tensor,
+    tensors: TileTensors,
     blocks: Blocks,
     io: TileIO,
     probes: tuple[ReadProbe, ...] = (),
@@ -149,154 +85,291 @@ def blocked_mvm(
 
     Args:
         x: Inputs, shape ``(vectors, in_features)``.
-        conductance: Normalised conductances, shape ``(in_tiles, rows, out_tiles * columns)``.
-        scale: Digital output scale of each column, shape ``(in_tiles, out_tiles, columns)``.
+        tensors: What the tiles hold.
         blocks: How the layer is cut into tiles.
         io: Converters and noise of each tile.
         probes: Told of each read.
     Returns:
-        Outputs of each column of tiles, shape ``(vectors, out_tiles, columns)``; see
-        :meth:`Blocks.join_outputs`.
+        Shape ``(vectors, out_features)``.
     """
-    inputs = blocks.split_inputs(x)
-    if io.perfect:
-        for probe in probes:
-            # An ideal tile has no full scale of its own; each vector's largest value stands in.
-            probe.on_read(inputs / inputs.abs().amax(-1, keepdim=True).clamp(min=1e-30))
-        columns = _read(inputs, conductance, blocks)
-    else:
-        columns = _converted_read(inputs, conductance, blocks, io, probes)
-    return (columns * scale[:, None]).sum(0)
+    inputs = _inputs(x, tensors, blocks, io)
+    drive = inputs.values if io.perfect else _dac(inputs.values * inputs.gain, io)
+    for probe in probes:
+        probe.on_read(_fraction_of_full_scale(drive, io))
+    if io.inp_noise > 0 and not io.perfect:
+        # Every tile has its own DACs, so tiles that share an input do not share its noise.
+        drive = drive.expand(-1, blocks.out_tiles, -1, -1)
+    drive = _driven(drive, io)
+    repeats = _Repeats(inputs, tensors, blocks, io, probes)
+    own, columns = drive.shape[1], blocks.out_tiles * blocks.columns
+    total = x.new_zeros(len(x), columns) if own == 1 else x.new_zeros(own, len(x), blocks.columns)
+    for tiles in _groups(len(x), blocks):
+        codes = _codes(drive[tiles], tensors, blocks, io, tiles)
+        if io.out_bound > 0 and not io.perfect and _overflows(codes, io):
+            repeats.of(codes, tiles)
+        part, scale = inputs.group(tiles), _scale(tensors, tiles)
+        _add_up(total.view(own, len(x), codes.shape[-1]), codes, part, scale, io)
+    repeats.done()
+    if own > 1:
+        return blocks.join_outputs(total.transpose(0, 1))
+    # As it is wherever possible: what autograd is handed must not be a view made in here, or
+    # nobody could change it in place, as ReLU(inplace=True) does.
+    whole = columns == blocks.out_features
+    return total if whole else blocks.join_outputs(total.unflatten(1, (blocks.out_tiles, -1)))
 
 
-def transposed_mvm(grad: Tensor, conductance: Tensor, scale: Tensor, blocks: Blocks) -> Tensor:
+def transposed_mvm(grad: Tensor, tensors: TileTensors, blocks: Blocks) -> Tensor:
     """Send gradients back through the tiles, exactly.
 
+    Converters and noise pass gradients on unchanged (straight through), and so do inputs and
+    column sums that were clipped.
+
     Args:
-        grad: Gradient of the outputs, shape ``(vectors, out_tiles, columns)``.
-        conductance: As in :func:`blocked_mvm`.
-        scale: As in :func:`blocked_mvm`.
+        grad: Gradient of the outputs, shape ``(vectors, out_features)``.
+        tensors: What the tiles hold.
         blocks: How the layer is cut into tiles.
     Returns:
         Gradient of the inputs, shape ``(vectors, in_features)``.
     """
-    columns = grad[None] * scale[:, None]
-    return blocks.join_inputs(torch.bmm(columns.flatten(2), conductance.transpose(1, 2)))
+    columns = blocks.split_outputs(grad)
+    rows = grad.new_empty(blocks.in_tiles, len(grad), blocks.rows)
+    for tiles in _groups(len(grad), blocks):
+        scaled = (columns * tensors.scale[tiles, None]).flatten(2)
+        torch.bmm(scaled, tensors.conductance[tiles].transpose(1, 2), out=rows[tiles])
+    return blocks.join_inputs(rows)
 
 
-def _read(drive: Tensor, conductance: Tensor, blocks: Blocks) -> Tensor:
-    """Ideal column currents, shape ``(in_tiles, vectors, out_tiles, columns)``."""
-    currents = torch.bmm(drive, conductance)
-    return currents.view(*drive.shape[:2], len(blocks.out_sizes), blocks.columns)
+def exact_mvm(x: Tensor, tensors: TileTensors, blocks: Blocks) -> Tensor:
+    """Multiply without converters and noise, and without a bias row: the linear map itself.
 
-
-def _converted_read(
-    inputs: Tensor,
-    conductance: Tensor,
-    blocks: Blocks,
-    io: TileIO,
-    probes: tuple[ReadProbe, ...],
-) -> Tensor:
-    gain = _input_gain(inputs, io)
-    drive = _dac(inputs * gain, io)
-    for probe in probes:
-        probe.on_read(_fraction_of_full_scale(drive, io))
-    if io.inp_noise > 0:
-        # Every tile has its own DACs, so tiles that share an input do not share its noise.
-        tiles = conductance.view(len(blocks.in_sizes), blocks.rows, -1, blocks.columns)
-        noisy = drive[:, None].expand(-1, len(blocks.out_sizes), -1, -1)
-        noisy = noisy + io.inp_noise * torch.randn_like(noisy)
-        currents = torch.matmul(noisy, tiles.transpose(1, 2)).transpose(1, 2)
-    else:
-        currents = _read(drive, conductance, blocks)
-    columns, overflow = _adc(currents, io)
-    columns = columns * (io.out_scale / gain)[..., None]
-    if io.repeat_on_overflow and bool(overflow.any()):
-        columns = _repeat_overflowing(
-            columns, overflow, inputs, gain, conductance, blocks, io, probes
-        )
-    if io.scale_inputs and not io.repeat_whole_batch:
-        # The C++ tiles return zeros, without noise, for a vector that is all zeros.
-        columns = columns.masked_fill((inputs == 0).all(-1)[..., None, None], 0.0)
-    return columns
-
-
-def _input_gain(inputs: Tensor, io: TileIO) -> Tensor:
-    """What each vector is multiplied by before its DACs, shape ``(in_tiles, vectors, 1)``.
-
-    The reciprocal of a scale, not a division by it: only so do values on the edge between two DAC
-    codes fall on the side where aihwkit puts them.
+    Args:
+        x: Inputs, shape ``(vectors, in_features)``.
+        tensors: What the tiles hold.
+        blocks: How the layer is cut into tiles.
     """
-    if not io.scale_inputs:
-        return torch.full_like(inputs[..., :1], 1.0 / io.constant_scale)
-    scale = inputs.abs().amax(-1, keepdim=True)
+    linear = replace(tensors, input_range=None, out_noise=None)
+    if not blocks.bias_row:
+        return blocked_mvm(x, linear, blocks, TileIO.ideal())
+    rest = replace(linear, conductance=linear.conductance[:, : blocks.in_features])
+    smaller = Blocks((blocks.in_features,), blocks.out_sizes)
+    return blocked_mvm(x, rest, smaller, TileIO.ideal())
+
+
+def _groups(vectors: int, blocks: Blocks) -> list[slice]:
+    """Which tiles along the input go together into one batched product."""
+    values = max(1, vectors * blocks.out_tiles * blocks.columns)
+    size = max(1, _CACHED_VALUES // values)
+    return [slice(i, min(i + size, blocks.in_tiles)) for i in range(0, blocks.in_tiles, size)]
+
+
+def _inputs(x: Tensor, tensors: TileTensors, blocks: Blocks, io: TileIO) -> _Inputs:
+    values = blocks.split_inputs(x)[:, None]
+    if tensors.input_range is not None:
+        limit = tensors.input_range[..., None, None]
+        values = values.clamp(-limit, limit) / limit
+    if blocks.bias_row:
+        values = F.pad(values, (0, 1), value=1.0)
+    if io.perfect or not io.scale_inputs:
+        gain = values.new_full((*values.shape[:3], 1), 1.0 / io.constant_scale)
+        return _Inputs(values, gain, None)
+    scale = (values.abs() if io.scale_by_magnitude else values).amax(-1, keepdim=True)
     if io.scale_ceiling > 0:
         scale = scale.clamp(max=io.scale_ceiling)
-    return 1.0 / scale.masked_fill(scale <= 0, 1.0)
+    silent = scale == 0.0
+    if io.whole_batch:
+        # A torch tile skips a batch of zeros, and reads the zeros of any other batch.
+        silent = silent.all(dim=2, keepdim=True) & (io.inp_noise <= 0.0)
+    # The reciprocal of a scale, not a division by it: only so do values on the edge between two
+    # DAC codes fall on the side where aihwkit puts them.
+    gain = 1.0 / scale.masked_fill(scale <= 0.0, 1.0)
+    return _Inputs(values, gain, silent)
+
+
+def _add_up(total: Tensor, codes: Tensor, inputs: _Inputs, scale: Tensor, io: TileIO) -> None:
+    """Scale column sums and add those of all tiles along the input to the total, in place."""
+    codes.mul_(_per_tile(scale, codes.shape[1]))
+    if io.perfect:
+        total.add_(codes.sum(0))
+        return
+    factor = (io.out_step or 1.0) * (io.out_scale / inputs.gain)
+    if inputs.silent is not None:
+        factor = factor.masked_fill(inputs.silent, 0.0)
+    if len(codes) == 1:
+        total.addcmul_(codes[0], factor[0])
+    else:
+        total.add_(codes.mul_(factor).sum(0))
+
+
+def _scale(tensors: TileTensors, tiles: slice) -> Tensor:
+    """Factor behind each column: an input in units of its range comes back in its own units."""
+    scale, limit = tensors.scale[tiles], tensors.input_range
+    return scale if limit is None else scale * limit[tiles, :, None]
+
+
+def _per_tile(values: Tensor, own: int) -> Tensor:
+    """Columns' values, ``(tiles, out_tiles, columns)``, to multiply column sums with."""
+    return values.flatten(1)[:, None, None] if own == 1 else values[:, :, None]
+
+
+def _currents(
+    drive: Tensor, tensors: TileTensors, blocks: Blocks, io: TileIO, tiles: slice
+) -> Tensor:
+    """Column sums in steps of the ADC, noise included, ``(tiles, own, vectors, columns)``."""
+    count, own, vectors, _ = drive.shape
+    conductance = tensors.conductance[tiles]
+    if own > 1:
+        # (tiles, rows, out_tiles * columns) -> (tiles * out_tiles, rows, columns)
+        conductance = conductance.unflatten(2, (own, blocks.columns)).transpose(1, 2).flatten(0, 1)
+    flat = drive.flatten(0, 1)
+    shape = (count, own, vectors, conductance.shape[2])
+    if io.perfect or not io.noisy:
+        return _weaker_negative(torch.bmm(flat, conductance).view(shape), io.out_asymmetry)
+    # The product is added to the noise, in the ADC's steps, so that neither takes another pass.
+    per_step = 1.0 / io.out_step if io.out_step > 0 else 1.0
+    noise = drive.new_empty(shape)
+    if io.w_noise > 0 or tensors.out_noise is not None:
+        noise.normal_().mul_(_deviation(drive, tensors, io, tiles) * per_step)
+    else:
+        noise.normal_(std=io.out_noise * per_step)
+    if io.out_asymmetry != 0:
+        sums = torch.bmm(flat, conductance).view(shape)
+        return noise.add_(_weaker_negative(sums, io.out_asymmetry), alpha=per_step)
+    noise.view(-1, *shape[2:]).baddbmm_(flat, conductance, alpha=per_step)
+    return noise
+
+
+def _weaker_negative(values: Tensor, asymmetry: float) -> Tensor:
+    if asymmetry == 0:
+        return values
+    return torch.where(values < 0, values * (1.0 - asymmetry), values)
+
+
+def _deviation(drive: Tensor, tensors: TileTensors, io: TileIO, tiles: slice) -> Tensor:
+    """Deviation of the read noise of each column sum."""
+    noise = tensors.out_noise
+    columns = _per_tile(noise[tiles], drive.shape[1]) if noise is not None else io.out_noise
+    if io.w_noise <= 0:
+        return torch.as_tensor(columns)
+    # Independent noise on each weight adds up to |x| times that noise on the column sum.
+    weights = io.w_noise * torch.linalg.vector_norm(drive, dim=-1, keepdim=True)
+    total: Tensor = (weights.square() + torch.as_tensor(columns).square()).sqrt()
+    return total
 
 
 def _dac(values: Tensor, io: TileIO) -> Tensor:
+    """What the DACs apply, in place."""
     if io.inp_step > 0:
-        values = (values / io.inp_step).round() * io.inp_step
-    return values.clamp(-io.inp_bound, io.inp_bound) if io.inp_bound > 0 else values
+        values = _rounded(values.div_(io.inp_step), io.inp_random).mul_(io.inp_step)
+    return values.clamp_(-io.inp_bound, io.inp_bound) if io.inp_bound > 0 else values
 
 
-def _adc(currents: Tensor, io: TileIO) -> tuple[Tensor, Tensor]:
-    """Digitise column currents; also say which tile and vector overflowed."""
-    if io.out_noise > 0:
-        currents = currents + io.out_noise * torch.randn_like(currents)
-    if io.out_step > 0:
-        currents = (currents / io.out_step).round() * io.out_step
-    if io.out_bound <= 0:
-        return currents, currents.new_zeros(currents.shape[:3], dtype=torch.bool)
-    clipped = currents.clamp(-io.out_bound, io.out_bound)
-    return clipped, (clipped != currents).any(-1)
+def _driven(drive: Tensor, io: TileIO) -> Tensor:
+    """What the rows see of what the DACs apply."""
+    if io.perfect:
+        return drive
+    if io.inp_noise > 0:
+        drive = drive + io.inp_noise * torch.randn_like(drive)
+    return _weaker_negative(drive, io.inp_asymmetry)
+
+
+def _codes(drive: Tensor, tensors: TileTensors, blocks: Blocks, io: TileIO, tiles: slice) -> Tensor:
+    """What the ADCs give before they limit it, ``(tiles, own, vectors, columns)``."""
+    currents = _currents(drive, tensors, blocks, io, tiles)
+    # With noise, column sums are in steps already.
+    if io.perfect or io.out_step <= 0:
+        return currents
+    if not io.noisy:
+        currents.div_(io.out_step)
+    return _rounded(currents, io.out_random)
+
+
+def _limit(io: TileIO) -> float:
+    """Largest code of the ADC."""
+    return io.out_bound / (io.out_step or 1.0)
+
+
+def _overflows(codes: Tensor, io: TileIO) -> bool:
+    if not codes.numel():
+        return False
+    lowest, highest = torch.aminmax(codes)
+    return max(-float(lowest), float(highest)) > _limit(io) * _SLACK
+
+
+def _rounded(values: Tensor, at_random: bool) -> Tensor:
+    if at_random:
+        values = values + (torch.rand_like(values) - 0.5)
+    return values.round_()
 
 
 def _fraction_of_full_scale(drive: Tensor, io: TileIO) -> Tensor:
+    if io.perfect:
+        # An ideal tile has no full scale of its own; each vector's largest value stands in.
+        return drive / drive.abs().amax(-1, keepdim=True).clamp(min=1e-30)
     return drive / io.inp_bound if io.inp_bound > 0 else drive
 
 
-def _repeat_overflowing(
-    columns: Tensor,
-    overflow: Tensor,
-    inputs: Tensor,
-    gain: Tensor,
-    conductance: Tensor,
-    blocks: Blocks,
-    io: TileIO,
-    probes: tuple[ReadProbe, ...],
-) -> Tensor:
-    """Read overflowing tiles again at half the input, until none overflows (ITERATIVE).
+class _Repeats:
+    """Overflowing tiles, read again at half the input until none overflows (ITERATIVE).
 
     Overflows are rare, so this part does loop over tiles.
     """
-    columns = columns.clone()
-    cycles = torch.zeros(columns.shape[1], dtype=torch.int64, device=columns.device)
-    tiles = conductance.view(len(blocks.in_sizes), blocks.rows, -1, blocks.columns)
-    for in_tile, out_tile in overflow.any(1).nonzero().tolist():
-        failing = overflow[in_tile, :, out_tile]
-        if io.repeat_whole_batch:
-            failing = torch.ones_like(failing)
-        vectors = failing.nonzero()[:, 0]
-        own_cycles = torch.zeros_like(cycles)
-        halving = 1.0
+
+    def __init__(
+        self,
+        inputs: _Inputs,
+        tensors: TileTensors,
+        blocks: Blocks,
+        io: TileIO,
+        probes: tuple[ReadProbe, ...],
+    ) -> None:
+        self._inputs, self._tensors, self._blocks = inputs, tensors, blocks
+        self._io, self._probes = io, probes
+        self._cycles: Tensor | None = None
+
+    def of(self, codes: Tensor, tiles: slice) -> None:
+        """Limit the codes of tiles and vectors that overflowed, or replace them by repeated reads.
+
+        Args:
+            codes: Of a group of tiles, shape ``(tiles, own, vectors, columns)``; changed in place.
+            tiles: The group.
+        """
+        columns, limit = self._blocks.columns, _limit(self._io)
+        # (tiles, vectors, out_tiles, columns), a view
+        shared = codes.shape[1] == 1
+        each = codes[:, 0].unflatten(2, (-1, columns)) if shared else codes.transpose(1, 2)
+        overflow = (each.abs() > limit * _SLACK).any(-1)
+        codes.clamp_(-limit, limit)
+        if not self._io.repeat_on_overflow:
+            return
+        for offset, out_tile in overflow.any(1).nonzero().tolist():
+            failing = overflow[offset, :, out_tile]
+            if self._io.whole_batch:
+                failing = torch.ones_like(failing)
+            self._read_again(each[offset, :, out_tile], failing, tiles.start + offset, out_tile)
+
+    def _read_again(self, codes: Tensor, failing: Tensor, in_tile: int, out_tile: int) -> None:
+        io, own = self._io, min(out_tile, self._inputs.values.shape[1] - 1)
+        values, gain = self._inputs.values[in_tile, own], self._inputs.gain[in_tile, own]
+        tile = self._tensors.tile(self._blocks, (in_tile, out_tile))
+        rows, columns = tile.conductance.shape[1:]
+        vectors, cycles, halving = failing.nonzero()[:, 0], torch.zeros_like(failing).long(), 1.0
         while len(vectors) and halving <= io.max_halving:
             halving *= 2.0
-            reduced = gain[in_tile, vectors] / halving
-            drive = _dac(inputs[in_tile, vectors] * reduced, io)
-            for probe in probes:
+            drive = _dac(values[vectors, :rows] * (gain[vectors] / halving), io)
+            for probe in self._probes:
                 probe.on_repeat(in_tile, out_tile, _fraction_of_full_scale(drive, io))
-            if io.inp_noise > 0:
-                drive = drive + io.inp_noise * torch.randn_like(drive)
-            read, again = _adc((drive @ tiles[in_tile, :, out_tile])[None, :, None], io)
-            columns[in_tile, vectors, out_tile] = read[0, :, 0] * (io.out_scale / reduced)
-            own_cycles[vectors] += 1
-            still = again[0, :, 0]
-            if io.repeat_whole_batch:
-                still = still.any().expand_as(still)
-            vectors = vectors[still]
-        cycles = torch.maximum(cycles, own_cycles)
-    for probe in probes:
-        probe.on_repeated_cycles(int(cycles.sum()))
-    return columns
+            driven, single = _driven(drive, io)[None, None], Blocks((rows,), (columns,))
+            again = _codes(driven, tile, single, io, slice(0, 1))[0, 0]
+            overflow = (again.abs() > _limit(io) * _SLACK).any(-1)
+            # Behind the ADC, codes are scaled by the first gain; the halving goes on top.
+            codes[vectors, :columns] = again.clamp_(-_limit(io), _limit(io)) * halving
+            cycles[vectors] += 1
+            vectors = vectors[overflow.any().expand_as(overflow) if io.whole_batch else overflow]
+        self._cycles = cycles if self._cycles is None else torch.maximum(self._cycles, cycles)
+
+    def done(self) -> None:
+        """Tell the probes how long the repeats took, with tiles working in parallel."""
+        if self._cycles is None:
+            return
+        for probe in self._probes:
+            probe.on_repeated_cycles(int(self._cycles.sum()))

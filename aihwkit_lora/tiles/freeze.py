@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import get_args
 
-import torch
-from aihwkit.nn import AnalogLinear
-from torch import Tensor, nn
+from aihwkit.simulator.tiles.module import TileModule
+from torch import nn
 
-from aihwkit_lora.errors import FrozenConductanceError, StageError, UnsupportedTileError
-from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTileArray
+from aihwkit_lora.errors import (
+    ConfigurationError,
+    FrozenConductanceError,
+    StageError,
+    UnsupportedTileError,
+)
+from aihwkit_lora.tiles.array import FrozenTileArray
+from aihwkit_lora.tiles.engines import Engine, EngineName, FusedEngine, fused_engine
 from aihwkit_lora.tiles.grid import (
     TileGrid,
     analog_layers,
+    blocked,
     hold,
     hold_cells,
-    tile_scale,
     tile_weight,
 )
-from aihwkit_lora.tiles.periphery import TileIO
-from aihwkit_lora.tiles.record import Programming
+from aihwkit_lora.tiles.layers import FrozenLayer, frozen_class, ordinary_layer
+from aihwkit_lora.tiles.record import AihwkitDrift, Programming
+from aihwkit_lora.tiles.reference import ReferenceEngine
 
 PROGRAMMING = "_aihwkit_lora_programming"
 """Attribute of an aihwkit layer under which ``program_`` leaves its :class:`Programming`."""
 
 
-def frozen_layers(model: nn.Module) -> Iterator[tuple[str, FrozenLinear]]:
+def frozen_layers(model: nn.Module) -> Iterator[tuple[str, FrozenLayer]]:
     """Find the frozen layers of a model, with their full names.
 
     Args:
         model: Any module, also one wrapped by PEFT.
     """
     for name, module in model.named_modules():
-        if isinstance(module, FrozenLinear):
+        if isinstance(module, FrozenLayer):
             yield name, module
 
 
@@ -51,7 +58,50 @@ def plain_name(name: str) -> str:
     return name.replace("base_model.model.", "").removesuffix(".base_layer")
 
 
-def freeze_(model: nn.Module, *, programmed_by: str | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class EngineChoice:
+    """What one frozen layer computes with, and why.
+
+    Args:
+        layer: Full name of the layer.
+        engine: ``"fused"`` or ``"reference"``.
+        reason: Why, as a sentence without its subject.
+    """
+
+    layer: str
+    engine: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"layer '{self.layer}': {self.engine}, since it {self.reason}"
+
+
+def engines(model: nn.Module) -> list[EngineChoice]:
+    """Tell what every frozen layer computes with, and why.
+
+    Args:
+        model: A frozen model.
+    Raises:
+        StageError: There is no frozen layer.
+
+    Example:
+        >>> import aihwkit_lora as al
+        >>> chip = al.chips.get("rm-180nm")
+        >>> model = al.convert(nn.Sequential(nn.Linear(3, 2)), chip)
+        >>> print(al.engines(al.freeze_(model, programmed_by="example"))[0])
+        layer '0': fused, since it follows all of the tile's settings
+    """
+    _required(model)
+    return [
+        EngineChoice(plain_name(name), engine.name, engine.reason)
+        for name, layer in frozen_layers(model)
+        for engine in [layer.analog_module.engine]
+    ]
+
+
+def freeze_(
+    model: nn.Module, *, programmed_by: str | None = None, engine: EngineName = "auto"
+) -> nn.Module:
     """Replace every analogue layer by a frozen one, whose conductances have no way to change.
 
     All layers are checked before the first is replaced: after an error the model is as before.
@@ -61,12 +111,16 @@ def freeze_(model: nn.Module, *, programmed_by: str | None = None) -> nn.Module:
         programmed_by: Says, for layers that ``program_`` has not seen, how their arrays were
             programmed, for example ``"read back from chip 7"``. Layers that aihwkit's own
             ``program_analog_weights`` has programmed need no words.
+        engine: What frozen layers compute with. ``"fused"`` is one blocked product for all tiles of
+            a layer; ``"reference"`` are aihwkit's own tiles; ``"auto"`` takes the fused one where
+            it follows all of a layer's settings. :func:`engines` tells which and why.
     Returns:
         The model itself; for a single layer, the frozen layer that replaces it.
     Raises:
         StageError: There is nothing to freeze, a layer is frozen already, was never programmed,
             or was changed since.
         UnsupportedTileError: A layer or one of its settings has no frozen counterpart.
+        ConfigurationError: There is no such engine.
 
     Example:
         >>> import aihwkit_lora as al
@@ -76,13 +130,19 @@ def freeze_(model: nn.Module, *, programmed_by: str | None = None) -> nn.Module:
         >>> type(al.freeze_(model)[0]).__name__
         'FrozenLinear'
     """
+    if engine not in get_args(EngineName):
+        raise ConfigurationError(
+            f"freeze_: expected engine {' or '.join(map(repr, get_args(EngineName)))}, got "
+            f"{engine!r}."
+        )
     layers = dict(analog_layers(model))
     if not layers:
         raise StageError(
             f"{type(model).__name__}: expected analogue layers to freeze, got none. Call "
             "convert(net, chip), or aihwkit's convert_to_analog, first."
         )
-    frozen = {name: _frozen(name, layer, programmed_by) for name, layer in layers.items()}
+    _refuse_analogue_adapters(layers)
+    frozen = {layer: _frozen(name, layer, programmed_by, engine) for name, layer in layers.items()}
     return _replaced(model, frozen)
 
 
@@ -116,7 +176,7 @@ def thaw_(model: nn.Module) -> nn.Module:
                 f"layer '{name}': expected a model without adapters, got one wrapped by PEFT. "
                 "Take the adapters off first, for example model = peft_model.unload()."
             )
-    return _replaced(model, {name: _thawed(layer) for name, layer in layers.items()})
+    return _replaced(model, {layer: _thawed(layer) for layer in layers.values()})
 
 
 def target_modules(model: nn.Module) -> list[str]:
@@ -198,7 +258,7 @@ def verify(model: nn.Module) -> None:
                 )
 
 
-def _required(model: nn.Module) -> list[FrozenLinear]:
+def _required(model: nn.Module) -> list[FrozenLayer]:
     layers = [layer for _, layer in frozen_layers(model)]
     if not layers:
         raise StageError(
@@ -207,38 +267,64 @@ def _required(model: nn.Module) -> list[FrozenLinear]:
     return layers
 
 
-def _replaced(model: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
-    for name, layer in layers.items():
-        layer.train(model.training)
-        if not name:
-            return layer
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-    return model
+def _replaced(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put new layers in the place of old ones, wherever in the model these are used."""
+    for old, new in layers.items():
+        new.train(old.training)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in layers:
+                setattr(parent, name, layers[child])
+    return layers.get(model, model)
 
 
-def _frozen(name: str, layer: nn.Module, programmed_by: str | None) -> nn.Module:
-    if isinstance(layer, FrozenLinear):
+def _refuse_analogue_adapters(layers: dict[str, nn.Module]) -> None:
+    for name in layers:
+        if any(part.startswith("lora_") for part in name.split(".")):
+            raise StageError(
+                f"layer '{name}': expected adapters to be digital, got one on analogue tiles. "
+                "Convert and freeze the base model first, then get_peft_model; or convert with "
+                "exclude_modules naming every LoRA matrix."
+            )
+
+
+def _frozen(
+    name: str, layer: nn.Module, programmed_by: str | None, engine: EngineName
+) -> FrozenLayer:
+    if isinstance(layer, FrozenLayer):
         raise StageError(
             f"layer '{name}': expected an unfrozen layer, got one that is frozen already. Call "
             "thaw_(model) first to start over."
         )
+    replacement = frozen_class(layer, name)
     grid = TileGrid(layer, name)
     programming = _programming(grid, programmed_by)
-    io = TileIO.from_aihwkit(grid.rpu_config.forward, whole_batch=grid.torch_tiles, layer=name)
     weights = [cells.weight for cells in programming.cells]
-    conductance, scale = blocked(grid, weights or [tile_weight(tile) for tile in grid.each()])
-    device = next(grid.each()).device
+    tensors = blocked(grid, weights or [tile_weight(tile) for tile in grid.each()])
     array = FrozenTileArray(
-        conductance.to(device),
-        scale.to(device),
+        tensors.to(next(grid.each()).device),
         grid.blocks,
-        io,
+        _engine(grid, engine),
         grid.rpu_config,
         programming,
         name,
     )
-    return FrozenLinear(array, grid.bias)
+    return replacement(layer, array, grid.bias)
+
+
+def _engine(grid: TileGrid, wanted: EngineName) -> Engine:
+    if wanted == "reference":
+        return ReferenceEngine(grid, "was asked to read with aihwkit's own tiles")
+    fused = fused_engine(next(grid.each()), grid.name)
+    if isinstance(fused, FusedEngine):
+        return fused
+    if wanted == "fused":
+        raise UnsupportedTileError(
+            f"layer '{grid.name}': {fused} for the fused engine. Set rpu_config.{fused.field} "
+            "accordingly before converting, or freeze with engine='auto', which reads with "
+            "aihwkit's own tiles where it has to."
+        )
+    return ReferenceEngine(grid, f"needs aihwkit's own tiles (fused: {fused})")
 
 
 def _programming(grid: TileGrid, programmed_by: str | None) -> Programming:
@@ -246,14 +332,14 @@ def _programming(grid: TileGrid, programmed_by: str | None) -> Programming:
     if known is not None and known.digest == grid.weight_digest():
         return known
     if programmed_by is not None:
-        return Programming(source=programmed_by)
+        return Programming(source=programmed_by, drift=_drift(grid))
     if known is not None:
         raise StageError(
             f"layer '{grid.name}': expected the weights that program_ left, got others. Something "
             "changed the tiles since: call program_(model, chip) again before freeze_(model)."
         )
     if grid.programmed_by_aihwkit:
-        return Programming(source="aihwkit program_weights")
+        return Programming(source="aihwkit program_weights", drift=_drift(grid))
     raise StageError(
         f"layer '{grid.name}': expected a programmed layer, got a converted one. Call "
         "program_(model, chip) before freeze_(model), or say how it was programmed: "
@@ -261,49 +347,48 @@ def _programming(grid: TileGrid, programmed_by: str | None) -> Programming:
     )
 
 
-def blocked(grid: TileGrid, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pack a layer's tiles into the blocked form of :class:`FrozenTileArray`.
-
-    Args:
-        grid: The layer.
-        weights: Normalised weights of each tile, shape ``(out_size, in_size)``, inputs first.
-    Returns:
-        Conductances ``(in_tiles, rows, out_tiles * columns)`` and scales
-        ``(in_tiles, out_tiles, columns)``, zero where a tile is smaller than the largest.
-    """
-    blocks = grid.blocks
-    ins, outs = len(blocks.in_sizes), len(blocks.out_sizes)
-    conductance = torch.zeros(ins, blocks.rows, outs * blocks.columns)
-    scale = torch.zeros(ins, outs, blocks.columns)
-    for position, tile, weight in zip(blocks.positions(), grid.each(), weights, strict=True):
-        blocks.put(conductance, scale, position, weight, tile_scale(tile))
-    return conductance, scale
-
-
-def _thawed(layer: FrozenLinear) -> AnalogLinear:
-    array = layer.analog_module
-    blocks, bias = array.blocks, layer.bias
-    ordinary = AnalogLinear(
-        blocks.in_features, blocks.out_features, bias is not None, array.rpu_config
+def _drift(grid: TileGrid) -> tuple[AihwkitDrift, ...]:
+    """Take over how each cell drifts, where aihwkit has drawn that when it programmed."""
+    if not grid.programmed_by_aihwkit:
+        return ()
+    return tuple(
+        AihwkitDrift(tile.programmed_weights, tuple(tile.drift_noise_parameters))
+        for tile in grid.each()
     )
+
+
+def _thawed(layer: FrozenLayer) -> nn.Module:
+    array, ordinary = layer.analog_module, ordinary_layer(layer)
     grid = TileGrid(ordinary, layer.layer_name)
-    if grid.blocks != blocks:
+    if grid.blocks != array.blocks:
         raise UnsupportedTileError(
-            f"layer '{layer.layer_name}': expected tiles {blocks}, got {grid.blocks} from its "
-            "configuration. Keep rpu_config.mapping as it was when the layer was converted."
+            f"layer '{layer.layer_name}': expected tiles {array.blocks}, got {grid.blocks} from "
+            "its configuration. Keep rpu_config.mapping as it was when the layer was converted."
         )
-    cells = array.programming.cells
-    for index, (tile, position) in enumerate(zip(grid.each(), array.positions(), strict=True)):
-        weight, scale = array.tile(*position)
-        if grid.pulsed and cells:
-            hold_cells(tile, cells[index].state.persistent, cells[index].response.parameters)
-        else:
-            hold(tile, weight)
-        tile.set_scales(scale.clone())
+    for index, tile in enumerate(grid.each()):
+        _refill(tile, array, index, pulsed=grid.pulsed)
+    array.engine.refill(grid)
+    bias = layer._parameters["bias"]
     if bias is not None and grid.bias is not None:
         grid.bias.data.copy_(bias.data)
-    ordinary.to(array.conductance.device)
-    if cells:
+    ordinary.to(array.device)
+    if array.programming.cells:
         digest = TileGrid(ordinary, layer.layer_name).weight_digest()
         setattr(ordinary, PROGRAMMING, replace(array.programming, digest=digest))
     return ordinary
+
+
+def _refill(tile: TileModule, array: FrozenTileArray, index: int, *, pulsed: bool) -> None:
+    """Give an ordinary tile what a frozen one holds."""
+    held = array.programmed.tile(array.blocks, list(array.positions())[index])
+    cells = array.programming.cells
+    if pulsed and cells:
+        hold_cells(tile, cells[index].state.persistent, cells[index].response.parameters)
+    else:
+        hold(tile, held.conductance[0].T)
+    tile.set_scales(held.scale[0, 0].clone())
+    if held.input_range is not None:
+        tile.set_input_range(float(held.input_range[0, 0]))
+    if held.out_noise is not None:
+        drawn = tile.get_forward_parameters() | {"out_noise_values": held.out_noise[0, 0].clone()}
+        tile.set_forward_parameters(drawn)

@@ -16,27 +16,23 @@ from aihwkit.simulator.parameters.io import IOParameters
 from aihwkit_lora.errors import UnsupportedTileError
 
 # Settings that add a non-ideality the blocked product does not have, and their "off" values.
-_MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
+_MUST_BE: dict[str, tuple[Any, ...]] = {
     "mv_type": (AnalogMVType.ONE_PASS, AnalogMVType.IDEAL),
     "bound_management": (BoundManagementType.NONE, BoundManagementType.ITERATIVE),
     "noise_management": (
         NoiseManagementType.NONE,
         NoiseManagementType.ABS_MAX,
         NoiseManagementType.CONSTANT,
+        NoiseManagementType.MAX,
     ),
-    "w_noise_type": (WeightNoiseType.NONE,),
-    "w_noise": (0.0,),
+    "w_noise_type": (WeightNoiseType.NONE, WeightNoiseType.ADDITIVE_CONSTANT),
     "ir_drop": (0.0,),
-    "inp_asymmetry": (0.0,),
-    "out_asymmetry": (0.0,),
-    "out_noise_std": (0.0,),
     "out_nonlinearity": (0.0,),
     "slope_calibration": (0.0,),
     "v_offset_std": (0.0,),
     "r_series": (0.0,),
     "w_read_asymmetry_dtod": (0.0,),
-    "inp_sto_round": (False,),
-    "out_sto_round": (False,),
+    "bm_test_negative_bound": (True,),
 }
 
 
@@ -50,33 +46,45 @@ class TileIO:
         perfect: An ideal product: no converters, no noise.
         inp_bound: Largest DAC output, 0 for none.
         inp_step: DAC step in the units of ``inp_bound``, 0 for a continuous input.
+        inp_random: Whether the DAC rounds up or down at random, in proportion to the distance.
         inp_noise: Standard deviation added to each driven row.
+        inp_asymmetry: Fraction by which negative inputs are weaker.
+        w_noise: Standard deviation of each weight, drawn anew for each read.
         out_bound: ADC range, 0 for none.
         out_step: ADC step, 0 for a continuous output.
+        out_random: Whether the ADC rounds at random.
         out_noise: Standard deviation added to each column before its ADC.
+        out_asymmetry: Fraction by which negative column sums are weaker.
         out_scale: Fixed factor behind the ADC.
-        scale_inputs: Whether each vector is scaled to its own largest magnitude (ABS_MAX).
+        scale_inputs: Whether each vector is scaled to its own largest value (ABS_MAX and MAX).
+        scale_by_magnitude: Whether that is the largest magnitude (ABS_MAX) or value (MAX).
         constant_scale: Fixed input scale (CONSTANT noise management), 1 for none.
         scale_ceiling: Upper limit of the input scale, 0 for none.
         repeat_on_overflow: Whether an overflowing read is repeated at half the input (ITERATIVE).
-        repeat_whole_batch: Whether one overflow repeats the batch (aihwkit's torch tile) or only
-            the vector concerned (its C++ tiles).
+        whole_batch: Whether one overflow repeats the batch, and only a batch of zeros is not read
+            (aihwkit's torch tiles), or each vector stands for itself (its C++ tiles).
         max_halving: Largest factor by which inputs are reduced.
     """
 
     perfect: bool
     inp_bound: float
     inp_step: float
+    inp_random: bool
     inp_noise: float
+    inp_asymmetry: float
+    w_noise: float
     out_bound: float
     out_step: float
+    out_random: bool
     out_noise: float
+    out_asymmetry: float
     out_scale: float
     scale_inputs: bool
+    scale_by_magnitude: bool
     constant_scale: float
     scale_ceiling: float
     repeat_on_overflow: bool
-    repeat_whole_batch: bool
+    whole_batch: bool
     max_halving: float
 
     @classmethod
@@ -91,30 +99,95 @@ class TileIO:
             UnsupportedTileError: The parameters ask for a non-ideality that the blocked product
                 does not have; the message names the field and the value that would work.
         """
-        perfect = forward.is_perfect or forward.mv_type == AnalogMVType.IDEAL
-        if not perfect:
-            _refuse_unsupported(forward, layer)
+        if lacking := missing(forward):
+            raise UnsupportedTileError(
+                f"layer '{layer}': {lacking}. Set rpu_config.{lacking.field} accordingly before "
+                "converting, or freeze with engine='reference', aihwkit's own tiles."
+            )
         constant = forward.noise_management == NoiseManagementType.CONSTANT
         inp_step = _step(forward.inp_res, forward.inp_bound)
         halving = float(forward.max_bm_factor)
         if inp_step > 0:
             halving = min(halving, forward.max_bm_res / inp_step)
+        weight_noise = forward.w_noise_type == WeightNoiseType.ADDITIVE_CONSTANT
         return cls(
-            perfect=perfect,
+            perfect=forward.is_perfect or forward.mv_type == AnalogMVType.IDEAL,
             inp_bound=max(forward.inp_bound, 0.0),
             inp_step=inp_step,
+            inp_random=forward.inp_sto_round,
             inp_noise=forward.inp_noise,
+            inp_asymmetry=forward.inp_asymmetry,
+            w_noise=forward.w_noise if weight_noise else 0.0,
             out_bound=max(forward.out_bound, 0.0),
             out_step=_step(forward.out_res, forward.out_bound),
+            out_random=forward.out_sto_round,
             out_noise=forward.out_noise,
+            out_asymmetry=forward.out_asymmetry,
             out_scale=forward.out_scale,
-            scale_inputs=forward.noise_management == NoiseManagementType.ABS_MAX,
+            scale_inputs=forward.noise_management
+            in (NoiseManagementType.ABS_MAX, NoiseManagementType.MAX),
+            scale_by_magnitude=forward.noise_management != NoiseManagementType.MAX,
             constant_scale=forward.nm_thres if constant and forward.nm_thres > 0 else 1.0,
             scale_ceiling=0.0 if constant else forward.nm_thres,
             repeat_on_overflow=forward.bound_management == BoundManagementType.ITERATIVE,
-            repeat_whole_batch=whole_batch,
+            whole_batch=whole_batch,
             max_halving=halving,
         )
+
+    @classmethod
+    def ideal(cls) -> TileIO:
+        """A tile without converters, as aihwkit's ``FloatingPointTile``."""
+        return cls.from_aihwkit(IOParameters(is_perfect=True), whole_batch=False)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether something is added to the column sums of every read."""
+        return self.out_noise > 0 or self.w_noise > 0
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A setting that the blocked product does not follow.
+
+    Args:
+        field: Which one, below the ``RPUConfig``.
+        expected: What would be followed.
+        found: What it is.
+    """
+
+    field: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"expected {self.field} = {self.expected}, got {self.found}"
+
+
+def missing(forward: IOParameters) -> Lack | None:
+    """Say which setting asks for a non-ideality that the blocked product does not have.
+
+    Args:
+        forward: ``rpu_config.forward``.
+    Returns:
+        The first such setting, with what was expected; None if there is none.
+
+    Example:
+        >>> print(missing(IOParameters(ir_drop=1.0)))
+        expected forward.ir_drop = 0.0, got 1.0
+        >>> missing(IOParameters()) is None
+        True
+    """
+    if forward.is_perfect or forward.mv_type == AnalogMVType.IDEAL:
+        return None
+    present = {field.name for field in fields(forward)}
+    if forward.w_noise <= 0.0:
+        present.remove("w_noise_type")  # noise of no strength has no type
+    for name, allowed in _MUST_BE.items():
+        found = getattr(forward, name) if name in present else allowed[0]
+        if found not in allowed:
+            wanted = " or ".join(str(value) for value in allowed)
+            return Lack(f"forward.{name}", wanted, str(found))
+    return None
 
 
 def _step(resolution: float, bound: float) -> float:
@@ -123,15 +196,3 @@ def _step(resolution: float, bound: float) -> float:
         return 0.0
     fraction = 1.0 / resolution if resolution > 1.0 else resolution
     return 2.0 * bound * fraction
-
-
-def _refuse_unsupported(forward: IOParameters, layer: str) -> None:
-    present = {field.name for field in fields(forward)}
-    for name, allowed in _MUST_BE_OFF.items():
-        if name in present and getattr(forward, name) not in allowed:
-            wanted = " or ".join(str(value) for value in allowed)
-            raise UnsupportedTileError(
-                f"layer '{layer}': expected forward.{name} = {wanted}, got "
-                f"{getattr(forward, name)}. Set rpu_config.forward.{name} accordingly before "
-                "converting, or keep this layer unfrozen."
-            )

@@ -48,6 +48,19 @@ class Cells:
 
 
 @dataclass(frozen=True, eq=False)
+class AihwkitDrift:
+    """What aihwkit drew for the drift of one array when its ``program_weights`` programmed it.
+
+    Args:
+        programmed: Normalised weights right after programming, shape ``(out_size, rows)``.
+        parameters: What its noise model drew for each conductance of a weight.
+    """
+
+    programmed: Tensor
+    parameters: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Programming:
     """How a layer was programmed.
 
@@ -56,9 +69,11 @@ class Programming:
         mapping: From normalised weights to siemens, None if unknown.
         cells: One entry per tile, inputs first; empty if the arrays were programmed elsewhere.
         digest: What aihwkit's tiles held right afterwards, to notice later changes.
+        drift: How the cells of each tile drift, if aihwkit has programmed them.
     """
 
     source: str
     mapping: ConductanceMapping | None = None
     cells: tuple[Cells, ...] = ()
     digest: str = ""
+    drift: tuple[AihwkitDrift, ...] = ()

@@ -15,7 +15,7 @@ TILE = r"layer 'model.base_model.model.{}.base_layer', tile \(input 0, output 0\
 
 
 class Intruder:
-    """Writes a buffer of one layer behind everybody's back, after some step."""
+    """Writes a tensor of one layer behind everybody's back, after some step."""
 
     def __init__(self, model, layer, *, step, what="conductance"):
         self.array = dict(al.frozen_layers(model))[f"base_model.model.{layer}.base_layer"]
@@ -24,7 +24,7 @@ class Intruder:
     def __call__(self):
         self.steps += 1
         if self.steps == self.step:
-            getattr(self.array.analog_module, self.what).view(-1)[0] += 2.0**-10
+            getattr(self.array.analog_module.programmed, self.what).view(-1)[0] += 2.0**-10
 
 
 @pytest.mark.parametrize("layer", ["0", "2", "4"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import aihwkit_lora as al
 from aihwkit_lora.chips import ConductanceMapping
 from aihwkit_lora.errors import StageError
-from aihwkit_lora.tiles.frozen import FrozenLinear
+from aihwkit_lora.tiles.layers import FrozenLinear
 
 CHIP = replace(al.chips.get("rm-180nm"), rows=8, columns=4)
 INS, OUTS = 20, 9  # 3 × 3 tiles of unequal sizes

@@ -17,7 +17,8 @@ from aihwkit.simulator.presets import ReRamESPreset
 from torch import nn
 
 import aihwkit_lora as al
-from aihwkit_lora.tiles.frozen import FrozenLinear, FrozenTile, FrozenTileArray
+from aihwkit_lora.tiles.array import FrozenTile, FrozenTileArray
+from aihwkit_lora.tiles.layers import FrozenLinear
 
 CHIP = al.chips.get("rm-180nm")
 
@@ -195,11 +196,28 @@ def test_no_optimiser_moves_a_frozen_layer(optimiser: type[torch.optim.Optimizer
     assert not torch.equal(trained[0].weight, digital)
 
 
-def test_casting_and_moving_do_not_lose_the_tiles(frozen: nn.Module) -> None:
-    layer = frozen[2].to("cpu").double()
-    assert layer.analog_module.conductance.dtype == torch.float64
-    assert al.verify(frozen) is None
-    assert layer(torch.zeros(1, 5, dtype=torch.float64)).dtype == torch.float64
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_casts_reach_the_digital_parts_only(frozen: nn.Module, dtype: torch.dtype) -> None:
+    x, before = torch.randn(3, 5), al.fingerprint(frozen)
+    expected = frozen(x)
+    layer = frozen.to(dtype)[2]
+    assert layer.bias.dtype == dtype
+    assert layer.analog_module.conductance.dtype == torch.float32
+    assert al.fingerprint(frozen) == before
+    found = frozen(x.to(dtype))
+    assert found.dtype == dtype
+    # Inputs, hidden values, bias and outputs each lose what the type does not hold.
+    torch.testing.assert_close(
+        found.float(), expected, rtol=0, atol=20 * max(torch.finfo(dtype).eps, 1e-7)
+    )
+    assert torch.equal(frozen.float()[2].analog_module.conductance, layer.analog_module.conductance)
+
+
+def test_a_device_without_data_is_refused(frozen: nn.Module) -> None:
+    before = al.fingerprint(frozen)
+    with pytest.raises(al.FrozenConductanceError, match=r"layer '2': .*got 'meta'.*real device"):
+        frozen[2].to("meta")
+    assert al.fingerprint(frozen) == before
 
 
 @pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -209,7 +227,7 @@ def test_tiles_of_a_copy_read_the_copy(
     frozen[2].analog_module.probes.append(object())
     twin = twin_of(frozen)
     assert twin[2].analog_module.probes == []
-    twin[2].analog_module.conductance.zero_()
+    twin[2].analog_module.programmed.conductance.zero_()
     assert not tiles(twin[2])[0].get_weights()[0].any()
     assert tiles(frozen[2])[0].get_weights()[0].any()
     with pytest.raises(al.FrozenConductanceError, match=r"layer '2', tile \(input 0, output 0\)"):

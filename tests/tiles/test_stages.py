@@ -14,6 +14,7 @@ from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.optim import AnalogSGD
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from aihwkit.simulator.presets import ReRamESPreset
+from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
@@ -173,33 +174,57 @@ def test_converting_twice_is_refused():
         al.convert(al.convert(network(), CHIP), CHIP)
 
 
+class Gated(AnalogLinear):
+    """A layer of a user's own; what its forward does, nobody here knows."""
+
+    def forward(self, x_input):
+        return torch.sigmoid(super().forward(x_input))
+
+
 def test_other_layers_are_refused_before_anything_is_replaced():
-    net = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(1, 1, 3))
-    model = al.convert(net, CHIP)
-    with pytest.raises(al.UnsupportedTileError, match=r"layer '1': expected an AnalogLinear"):
-        al.program_(model, CHIP)
-    with pytest.raises(al.UnsupportedTileError, match=r"layer '1': expected an AnalogLinear"):
+    model = al.convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), CHIP)
+    model[1] = Gated(4, 4, rpu_config=CHIP.rpu_config())
+    match = (
+        r"layer '1': expected one of AnalogConv1d, .*, got Gated with TorchInferenceTile.*"
+        r"tiles\.layers\.freezes\(Gated\)"
+    )
+    with pytest.raises(al.UnsupportedTileError, match=match):
         al.freeze_(model, programmed_by="test")
     assert isinstance(model[0], AnalogLinear)
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda c: setattr(c.mapping, "digital_bias", False), "expected a digital bias"),
-        (
-            lambda c: setattr(c.pre_post.input_range, "enable", True),
-            "expected inputs scaled by noise management, got a learned input range",
-        ),
-        (lambda c: setattr(c.forward, "ir_drop", 1.0), r"expected forward\.ir_drop = 0\.0, got 1"),
-    ],
-)
-def test_settings_without_a_frozen_counterpart_are_named(change, match):
-    config = InferenceRPUConfig()
-    change(config)
+class OwnTile(TorchInferenceTile):
+    """A tile of a user's own."""
+
+
+def test_other_tiles_are_refused_with_the_call_that_would_add_them():
+    config = CHIP.rpu_config()
+    config.tile_class = OwnTile
     model = convert_to_analog(nn.Sequential(nn.Linear(4, 3)), config, ensure_analog_root=False)
-    with pytest.raises(al.UnsupportedTileError, match=rf"layer '0'.*{match}"):
+    match = r"layer '0': expected tiles of a class .*, got OwnTile.*engines\.add_tile\(OwnTile"
+    with pytest.raises(al.UnsupportedTileError, match=match):
         al.freeze_(model, programmed_by="test")
+    with pytest.raises(al.UnsupportedTileError, match=match):
+        al.program_(model, CHIP)
+
+
+def test_what_the_fused_engine_lacks_is_named():
+    config = InferenceRPUConfig()
+    config.forward.ir_drop = 1.0
+    model = convert_to_analog(nn.Sequential(nn.Linear(4, 3)), config, ensure_analog_root=False)
+    match = r"layer '0': expected forward\.ir_drop = 0\.0, got 1.*engine='auto'"
+    with pytest.raises(al.UnsupportedTileError, match=match):
+        al.freeze_(model, programmed_by="test", engine="fused")
+    assert isinstance(model[0], AnalogLinear)
+    (choice,) = al.engines(al.freeze_(model, programmed_by="test"))
+    assert (choice.engine, choice.layer) == ("reference", "0")
+    assert "expected forward.ir_drop = 0.0, got 1" in choice.reason
+
+
+def test_an_engine_that_there_is_not_is_named():
+    model = al.convert(nn.Sequential(nn.Linear(4, 4)), CHIP)
+    with pytest.raises(al.ConfigurationError, match=r"engine 'auto' or 'fused' or .*, got 'fast'"):
+        al.freeze_(model, programmed_by="test", engine="fast")
 
 
 def test_weights_beyond_the_window_are_named_with_the_way_out():
@@ -269,7 +294,7 @@ def test_thawing_under_adapters_is_refused():
 
 def test_a_tile_written_behind_our_back_is_named():
     model = frozen()
-    model[2].analog_module.conductance[0, 1, 2] += 1e-3
+    model[2].analog_module.programmed.conductance[0, 1, 2] += 1e-3
     with pytest.raises(
         al.FrozenConductanceError, match=r"layer '2', tile \(input 0, output 0\): expected the con"
     ):
@@ -290,7 +315,7 @@ def test_copies_are_frozen_and_equal(way):
         twin = torch.load(buffer, weights_only=False)
     assert al.fingerprint(twin) == al.fingerprint(model)
     assert torch.equal(twin(x), model(x))
-    twin[0].analog_module.conductance[0, 0, 0] += 1
+    twin[0].analog_module.programmed.conductance[0, 0, 0] += 1
     assert al.fingerprint(twin) != al.fingerprint(model)
     al.verify(model)
 
