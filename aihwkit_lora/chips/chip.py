@@ -83,7 +83,9 @@ class Chip:
         Returns:
             A new configuration: tiles of the array's size, weights scaled to the window layer by
             layer, biases digital, DAC and ADC of the chip's resolution, inputs scaled to their
-            largest magnitude. Read noise is off: no source gives one for these arrays.
+            largest magnitude. Read noise is off, and so are aihwkit's default noise model and
+            drift compensation, which are those of phase-change memory: no source gives any for
+            these arrays. Pass ``drift_`` the noise model that you hold for right.
         """
         config = TorchInferenceRPUConfig()
         config.mapping.max_input_size = self.rows
@@ -99,6 +101,7 @@ class Chip:
         forward.w_noise = 0.0
         forward.noise_management = NoiseManagementType.ABS_MAX
         forward.bound_management = BoundManagementType.NONE
+        config.noise_model = config.drift_compensation = None
         return config
 
 

@@ -136,7 +136,8 @@ def _fate(name: str, array: FrozenTileArray, noise_model: BaseNoiseModel) -> _Fa
     if known is not None and fitting and known.noise_model == noise_model:
         return known
     tiles = [array.programmed.tile(array.blocks, position) for position in array.positions()]
-    by_aihwkit = array.programming.drift if noise_model is array.rpu_config.noise_model else ()
+    own_model = getattr(array.rpu_config, "noise_model", None)
+    by_aihwkit = array.programming.drift if noise_model is own_model else ()
     for held, drawn in zip(tiles, by_aihwkit, strict=bool(by_aihwkit)):
         if not torch.equal(drawn.programmed.cpu(), held.conductance[0].T.cpu()):
             raise StageError(
@@ -146,20 +147,20 @@ def _fate(name: str, array: FrozenTileArray, noise_model: BaseNoiseModel) -> _Fa
     parameters = tuple(drawn.parameters for drawn in by_aihwkit) or tuple(
         _drawn(noise_model, held) for held in tiles
     )
+    fate = _Fate(noise_model, array.programmed, parameters, _baselines(array, tiles))
+    array.fate = fate
+    return fate
+
+
+def _baselines(array: FrozenTileArray, tiles: list[TileTensors]) -> tuple[Any, ...]:
+    """What the compensation of each tile compares with; nothing if there is none."""
     compensation: BaseDriftCompensation | None = getattr(
         array.rpu_config, "drift_compensation", None
     )
-    baselines = (
-        ()
-        if compensation is None
-        else tuple(
-            compensation.init_baseline(_Readout(compensation, array, held, index))
-            for index, held in enumerate(tiles)
-        )
-    )
-    fate = _Fate(noise_model, array.programmed, parameters, baselines)
-    array.fate = fate
-    return fate
+    if compensation is None:
+        return ()
+    readouts = (_Readout(compensation, array, held, i) for i, held in enumerate(tiles))
+    return tuple(compensation.init_baseline(readout) for readout in readouts)
 
 
 def _drawn(noise_model: BaseNoiseModel, held: TileTensors) -> tuple[Tensor | None, ...]:
@@ -202,11 +203,21 @@ class _Readout:
     ) -> Tensor:
         pattern = self._pattern.to(self._array.device)
         if exact_reference:
-            return pattern @ self._held.conductance[0]
+            return pattern @ self._target().T.to(pattern)
         _, rows, columns = self._held.conductance.shape
         bare = replace(self._held, scale=torch.ones_like(self._held.scale), input_range=None)
         engine = self._array.engine.for_tile(self._index)
         return engine.read(pattern, bare, Blocks((rows,), (columns,)))
+
+    def _target(self) -> Tensor:
+        """Weights that were to be programmed; those that were, if nobody knows."""
+        programming = self._array.programming
+        if programming.drift:
+            return programming.drift[self._index].target
+        if programming.cells:
+            cells = programming.cells[self._index]
+            return cells.goal / cells.full_scale
+        return self._held.conductance[0].T
 
 
 def _compensation_factor(

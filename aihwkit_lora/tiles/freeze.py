@@ -352,7 +352,11 @@ def _drift(grid: TileGrid) -> tuple[AihwkitDrift, ...]:
     if not grid.programmed_by_aihwkit:
         return ()
     return tuple(
-        AihwkitDrift(tile.programmed_weights, tuple(tile.drift_noise_parameters))
+        AihwkitDrift(
+            tile.reference_combined_weights,
+            tile.programmed_weights,
+            tuple(tile.drift_noise_parameters),
+        )
         for tile in grid.each()
     )
 

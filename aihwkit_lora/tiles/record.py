@@ -52,10 +52,12 @@ class AihwkitDrift:
     """What aihwkit drew for the drift of one array when its ``program_weights`` programmed it.
 
     Args:
-        programmed: Normalised weights right after programming, shape ``(out_size, rows)``.
+        target: Normalised weights that were to be programmed, shape ``(out_size, rows)``.
+        programmed: What the array held right afterwards, same shape.
         parameters: What its noise model drew for each conductance of a weight.
     """
 
+    target: Tensor
     programmed: Tensor
     parameters: tuple[Tensor | None, ...]
 
