@@ -133,7 +133,7 @@ def _write_layer(grid: TileGrid, chip: Chip, policy: WritePolicy, generator: Gen
     full_scale = 1.0 if grid.pulsed else chip.state_full_scale
     cells, targets, results = [], [], []
     for tile, weight in zip(grid.each(), _wanted(grid, chip), strict=True):
-        response = _response(grid, tile, policy, generator)
+        response = _response(grid, tile, tuple(weight.shape), policy, generator)
         target = weight * full_scale
         result = write_verify(target, response.fresh(generator), response, policy, generator)
         cells.append(Cells(response, result.state, full_scale, target, result.failed))
@@ -156,10 +156,13 @@ def _wanted(grid: TileGrid, chip: Chip) -> list[Tensor]:
 
 
 def _response(
-    grid: TileGrid, tile: TileModule, policy: WritePolicy, generator: Generator
+    grid: TileGrid,
+    tile: TileModule,
+    shape: tuple[int, ...],
+    policy: WritePolicy,
+    generator: Generator,
 ) -> PulseResponse:
     if not grid.pulsed:
-        shape = (tile.out_size, tile.in_size)
         return PulseResponse.draw(
             policy.device(), shape, generator, abrupt_reset=policy.abrupt_reset
         )

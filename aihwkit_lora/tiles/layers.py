@@ -166,6 +166,15 @@ class _FrozenConv(FrozenLayer, nn.modules.conv._ConvNd):  # type: ignore[misc,ov
         *("transposed", "output_padding", "groups", "padding_mode"),
         "_reversed_padding_repeated_twice",
     )
+    TORCH: ClassVar[type[nn.Module]]
+    """What an adapter of such a layer is made of."""
+
+    def __new__(cls, source: object = None, *args: Any, **options: Any) -> Any:  # noqa: D102
+        if isinstance(source, int):
+            # PEFT 0.21 makes the matrices of an adapter by type(base_layer)(channels, rank, …).
+            # They belong into the digital unit.
+            return cls.TORCH(source, *args, **options)
+        return super().__new__(cls)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -206,13 +215,19 @@ class _FrozenConv(FrozenLayer, nn.modules.conv._ConvNd):  # type: ignore[misc,ov
 class FrozenConv1d(_FrozenConv, nn.Conv1d):  # type: ignore[misc,override]
     """A frozen ``AnalogConv1d``; for torch and PEFT an ``nn.Conv1d``."""
 
+    TORCH = nn.Conv1d
+
 
 class FrozenConv2d(_FrozenConv, nn.Conv2d):  # type: ignore[misc,override]
     """A frozen ``AnalogConv2d``; for torch and PEFT an ``nn.Conv2d``."""
 
+    TORCH = nn.Conv2d
+
 
 class FrozenConv3d(_FrozenConv, nn.Conv3d):  # type: ignore[misc,override]
     """A frozen ``AnalogConv3d``; for torch and PEFT an ``nn.Conv3d``."""
+
+    TORCH = nn.Conv3d
 
 
 LAYERS: dict[type[nn.Module], type[FrozenLayer]] = {}
