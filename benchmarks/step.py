@@ -16,6 +16,7 @@ are read in a fresh process per subject (Linux). ``--quick`` only tests this fil
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -201,8 +202,13 @@ def _memory_kib(file: str, field: str) -> int:
 
 
 def resident_kib() -> int:
-    """Resident memory, counted page by page: the kernel's own sum lags behind."""
+    """Resident memory, counted page by page: the kernel's own sum lags behind.
+
+    Pages that are free already go back first. Else those of a conversion that is over would count
+    as memory of the steps that follow it.
+    """
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return _memory_kib("smaps_rollup", "Rss:")
 
 

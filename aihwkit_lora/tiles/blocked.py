@@ -355,15 +355,17 @@ class _Repeats:
         vectors, cycles, halving = failing.nonzero()[:, 0], torch.zeros_like(failing).long(), 1.0
         while len(vectors) and halving <= io.max_halving:
             halving *= 2.0
-            drive = _dac(values[vectors, :rows] * (gain[vectors] / halving), io)
+            # All vectors are a view, some are a copy.
+            chosen = slice(None) if len(vectors) == len(values) else vectors
+            drive = _dac(values[chosen, :rows] * (gain[chosen] / halving), io)
             for probe in self._probes:
                 probe.on_repeat(in_tile, out_tile, _fraction_of_full_scale(drive, io))
             driven, single = _driven(drive, io)[None, None], Blocks((rows,), (columns,))
             again = _codes(driven, tile, single, io, slice(0, 1))[0, 0]
             overflow = (again.abs() > _limit(io) * _SLACK).any(-1)
             # Behind the ADC, codes are scaled by the first gain; the halving goes on top.
-            codes[vectors, :columns] = again.clamp_(-_limit(io), _limit(io)) * halving
-            cycles[vectors] += 1
+            codes[chosen, :columns] = again.clamp_(-_limit(io), _limit(io)) * halving
+            cycles[chosen] += 1
             vectors = vectors[overflow.any().expand_as(overflow) if io.whole_batch else overflow]
         self._cycles = cycles if self._cycles is None else torch.maximum(self._cycles, cycles)
 

@@ -272,8 +272,9 @@ def _replaced(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> nn.Mod
     for old, new in layers.items():
         new.train(old.training)
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in layers:
+        # Not named_children(), which names a layer that is used twice only once.
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in layers:
                 setattr(parent, name, layers[child])
     return layers.get(model, model)
 

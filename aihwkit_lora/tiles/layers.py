@@ -198,8 +198,7 @@ class _FrozenConv(FrozenLayer, nn.modules.conv._ConvNd):  # type: ignore[misc,ov
 
     def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Vectors ``(batch, positions, in_channels * kernel)`` and sizes of the output."""
-        padding: tuple[int, ...] = self.padding  # type: ignore[assignment]  # no names in aihwkit
-        x = F.pad(x, [side for pad in reversed(padding) for side in (pad, pad)])
+        x = F.pad(x, self._reversed_padding_repeated_twice)
         for dimension, (size, step, apart) in enumerate(
             zip(self.kernel_size, self.stride, self.dilation, strict=True), start=2
         ):
@@ -270,7 +269,8 @@ def frozen_class(layer: nn.Module, name: str) -> type[FrozenLayer]:
         layer: A layer of aihwkit.
         name: Its full name, for the error message.
     Raises:
-        UnsupportedTileError: There is none; the message names the decorator that would add one.
+        UnsupportedTileError: There is none, and the message names the decorator that would add
+            one; or the layer's padding is given in words.
     """
     if type(layer) not in LAYERS:
         known = ", ".join(sorted(each.__name__ for each in LAYERS))
@@ -280,6 +280,12 @@ def frozen_class(layer: nn.Module, name: str) -> type[FrozenLayer]:
             f"{', '.join(tiles) or 'no tiles'}. Convert without it (exclude_modules), or give it a "
             "frozen form with the decorator aihwkit_lora.tiles.layers.freezes("
             f"{type(layer).__name__})."
+        )
+    if any(isinstance(pad, str) for pad in getattr(layer, "padding", ())):
+        raise UnsupportedTileError(
+            f"layer '{name}': expected padding in numbers, got {layer.padding}, with which no "
+            "analogue convolution of aihwkit 1.2.0 runs. Give the torch layer numbers before "
+            "converting."
         )
     return LAYERS[type(layer)]
 

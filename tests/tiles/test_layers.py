@@ -198,6 +198,21 @@ def test_a_shared_layer_is_replaced_everywhere() -> None:
     assert model.blocks[0] is model.first
 
 
+def test_a_layer_that_stands_twice_in_a_container_is_replaced_twice() -> None:
+    layer = AnalogLinear(4, 4, rpu_config=quiet(TorchInferenceRPUConfig()))
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    al.freeze_(model, programmed_by="test")
+    assert [type(part) for part in model] == [FrozenLinear, nn.ReLU, FrozenLinear]
+    assert model[0] is model[2]
+
+
+def test_padding_in_words_is_refused() -> None:
+    layer = AnalogConv2d(2, 3, 3, padding="same", rpu_config=quiet(InferenceRPUConfig()))
+    match = r"layer '0': expected padding in numbers, got \('same', 'same'\)"
+    with pytest.raises(al.UnsupportedTileError, match=match):
+        al.freeze_(nn.Sequential(layer), programmed_by="test")
+
+
 def test_each_layer_keeps_its_mode() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model = convert_to_analog(net, quiet(TorchInferenceRPUConfig())).train()
