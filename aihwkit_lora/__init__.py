@@ -4,6 +4,8 @@ A plug-in for IBM's analogue AI toolkit: models that aihwkit converted are progr
 write-verify, then frozen; later changes happen in LoRA adapters that a digital unit executes.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from aihwkit_lora import chips
 from aihwkit_lora._environment import check as _check_environment
 from aihwkit_lora.errors import (
@@ -37,10 +39,14 @@ from aihwkit_lora.tiles import (  # noqa: E402
     verify,
 )
 
+if TYPE_CHECKING:
+    from aihwkit_lora.adapters.analog_lora import AnalogLoraConfig
+
 __version__ = "0.1.0"
 
 __all__ = [
     "AihwkitLoraError",
+    "AnalogLoraConfig",
     "ConductanceWindowError",
     "ConfigurationError",
     "Counts",
@@ -69,3 +75,12 @@ __all__ = [
     "thaw_",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing PEFT takes seconds, and only whoever makes a configuration needs it.
+    if name == "AnalogLoraConfig":
+        from aihwkit_lora.adapters import AnalogLoraConfig
+
+        return AnalogLoraConfig
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -19,7 +19,7 @@ from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
 from aihwkit_lora.metering import Quantity
 from aihwkit_lora.registry import nearest
 
-_COMMANDS = ("run", "recipes", "chips", "doctor", "report")
+_COMMANDS = ("run", "recipes", "chips", "doctor", "report", "coverage")
 
 _ATTO = 1e-18
 """Below this no prefix helps a reader."""
@@ -71,6 +71,8 @@ def _dispatch(arguments: list[str], console: Console) -> int:
         return _doctor(console)
     if options.command == "report":
         return _report(options.folder, console)
+    if options.command == "coverage":
+        return _coverage(options.out)
     parser.print_help()
     return 0
 
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     chips = commands.add_parser("chips", help="list chips, or all numbers of one")
     chips.add_argument("name", nargs="?", metavar="NAME")
     commands.add_parser("doctor", help="check what is installed")
+    coverage = commands.add_parser("coverage", help="try all layers, tiles and PEFT methods")
+    coverage.add_argument("--out", type=Path, help="write the page there instead of printing it")
     report = commands.add_parser("report", help="print the report of a run")
     report.add_argument("folder", type=Path, help="folder of the run, or its report.json")
     return parser
@@ -213,6 +217,16 @@ def _doctor(console: Console) -> int:
         table.add_row(check.name, works, check.detail)
     console.print(table)
     return int(any(check.fatal for check in checks))
+
+
+def _coverage(out: Path | None) -> int:
+    from aihwkit_lora.recipes.coverage.page import page
+
+    if out is None:
+        sys.stdout.write(page())
+    else:
+        out.write_text(page(), encoding="utf-8")
+    return 0
 
 
 def _report(folder: Path, console: Console) -> int:

@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from torch import nn
 
 import aihwkit_lora as al
-from aihwkit_lora.tiles.frozen import FrozenLinear
+from aihwkit_lora.tiles.layers import FrozenLinear
 
 CHIP = al.chips.get("rm-180nm")
 
@@ -203,3 +210,160 @@ def test_unloading_gives_the_frozen_model_back(x: torch.Tensor) -> None:
     unloaded = get_peft_model(model, lora(model)).unload()
     assert isinstance(unloaded.head, FrozenLinear)
     assert torch.equal(unloaded(x), expected)
+
+
+def two_adapters(**options: Any) -> PeftModel:
+    adapted = get_peft_model(model := frozen(), lora(model, **options))
+    adapted.add_adapter("second", lora(adapted, **options))
+    return adapted.eval()
+
+
+def with_adapter(adapted: PeftModel, name: str, x: torch.Tensor) -> torch.Tensor:
+    adapted.set_adapter(name)
+    return adapted(x)
+
+
+def test_rows_of_one_batch_may_use_different_adapters(x: torch.Tensor) -> None:
+    adapted = two_adapters()
+    alone = {name: with_adapter(adapted, name, x) for name in ("default", "second")}
+    with adapted.disable_adapter():
+        alone["__base__"] = adapted(x)
+    names = ["second", "__base__", "default", "second"]
+    mixed = adapted(x, adapter_names=names)
+    expected = torch.stack([alone[name][row] for row, name in enumerate(names)])
+    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(alone["default"], alone["second"])
+
+
+COMBINATIONS = ["linear", "svd", "cat"]
+SPARSE = ["ties", "dare_ties", "dare_linear", "magnitude_prune"]
+SPARSE += [f"{combination}_svd" for combination in SPARSE]
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS + SPARSE)
+def test_a_weighted_sum_of_adapters_leaves_the_arrays_alone(
+    combination: str, x: torch.Tensor
+) -> None:
+    adapted = two_adapters()
+    before = {name: with_adapter(adapted, name, x) for name in ("default", "second")}
+    fingerprint = al.fingerprint(adapted)
+    adapted.add_weighted_adapter(
+        ["default", "second"], [0.5, 2.0], "both", combination,
+        **({"density": 0.5} if combination in SPARSE else {}),
+    )  # fmt: skip
+    for name, expected in before.items():
+        assert torch.equal(with_adapter(adapted, name, x), expected)
+    both = with_adapter(adapted, "both", x)
+    assert bool(both.isfinite().all())
+    assert not torch.equal(both, before["default"])
+    assert al.fingerprint(adapted) == fingerprint
+    if combination == "cat":
+        head = adapted.base_model.model.head
+        delta = 0.5 * head.get_delta_weight("default") + 2.0 * head.get_delta_weight("second")
+        torch.testing.assert_close(head.get_delta_weight("both"), delta)
+
+
+def test_a_digital_layer_may_be_trained_and_saved_whole(tmp_path: Path, x: torch.Tensor) -> None:
+    model = frozen()
+    fingerprint, config = al.fingerprint(model), lora(model, modules_to_save=["embed"])
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        adapted.base_model.model.embed.modules_to_save["default"].weight.mul_(2.0)
+    adapted.eval().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(frozen(), tmp_path).eval()
+    assert torch.equal(loaded(x), adapted(x))
+    assert al.fingerprint(adapted) == al.fingerprint(loaded) == fingerprint
+
+
+def test_a_frozen_layer_among_modules_to_save_shows_in_the_fingerprint() -> None:
+    """PEFT copies it, and a copy is one more array. AnalogLoraConfig refuses this beforehand."""
+    model = frozen()
+    fingerprint = al.fingerprint(model)
+    config = lora(model, target_modules=["encoder.0"], modules_to_save=["head"])
+    assert al.fingerprint(get_peft_model(model, config)) != fingerprint
+
+
+@pytest.mark.parametrize(
+    ("bias", "trained"), [("all", {"embed", "encoder.0", "head"}), ("lora_only", {"encoder.0"})]
+)
+def test_digital_biases_may_be_trained(bias: str, trained: set[str]) -> None:
+    model = frozen()
+    targets = ["encoder.0", "encoder.2"]
+    fingerprint = al.fingerprint(model)
+    adapted = get_peft_model(model, lora(model, target_modules=targets, bias=bias))
+    names = {name for name, p in adapted.named_parameters() if p.requires_grad and "bias" in name}
+    plain = {name.removeprefix("base_model.model.").removesuffix(".bias") for name in names}
+    assert {name.removesuffix(".base_layer") for name in plain} == trained
+    assert al.fingerprint(adapted) == fingerprint
+
+
+def test_methods_of_different_kinds_compute_together(x: torch.Tensor) -> None:
+    model = frozen()
+    fingerprint, plain = al.fingerprint(model), model(x)
+    mixed = get_peft_model(model, lora(model), adapter_name="first", mixed=True)
+    mixed.add_adapter("second", LoHaConfig(target_modules=["head"], r=2, init_weights=False))
+    mixed.eval().set_adapter(["first", "second"])
+    together = mixed(x)
+    mixed.set_adapter("first")
+    assert not torch.equal(mixed(x), together)
+    with pytest.raises(al.FrozenConductanceError, match=r"layer 'encoder\.0'"):
+        mixed.merge_adapter()
+    unloaded = mixed.unload()
+    assert torch.equal(unloaded(x), plain)
+    assert al.fingerprint(unloaded) == fingerprint
+
+
+def test_a_second_adapter_that_is_refused_leaves_the_first_in_force(x: torch.Tensor) -> None:
+    adapted = get_peft_model(model := frozen(), lora(model)).eval()
+    expected, fingerprint = adapted(x), al.fingerprint(adapted)
+    with pytest.raises(al.FrozenConductanceError, match="initialisation"):
+        adapted.add_adapter("second", lora(adapted, init_lora_weights="pissa"))
+    assert torch.equal(adapted(x), expected)
+    assert al.fingerprint(adapted) == fingerprint
+    assert list(adapted.peft_config) == ["default"]
+    adapted.add_adapter("second", lora(adapted))
+    assert torch.equal(adapted.eval()(x), expected)
+    assert not torch.equal(with_adapter(adapted, "second", x), expected)
+
+
+def test_merging_where_digital_layers_come_first_keeps_the_function(x: torch.Tensor) -> None:
+    """PEFT merges layer by layer, so digital ones are merged before the first frozen one raises.
+
+    Nothing is lost: what is merged is in force through the weights, and can be taken out again.
+    """
+    adapted = get_peft_model(model := frozen(), lora(model, target_modules="all-linear")).eval()
+    expected, fingerprint = adapted(x), al.fingerprint(adapted)
+    with pytest.raises(al.FrozenConductanceError, match=r"layer 'encoder\.0'"):
+        adapted.merge_adapter()
+    net = adapted.base_model.model
+    assert net.embed.merged
+    assert not net.head.merged
+    torch.testing.assert_close(adapted(x), expected, rtol=0, atol=1e-5)
+    net.embed.unmerge()
+    torch.testing.assert_close(adapted(x), expected, rtol=0, atol=1e-5)
+    assert al.fingerprint(adapted) == fingerprint
+
+
+def test_adapters_load_without_being_initialised_first(tmp_path: Path, x: torch.Tensor) -> None:
+    adapted = get_peft_model(model := frozen(), lora(model)).eval()
+    adapted.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(frozen(), tmp_path, low_cpu_mem_usage=True).eval()
+    assert torch.equal(loaded(x), adapted(x))
+
+
+def test_adalora_moves_its_ranks_around_and_no_weight() -> None:
+    model = frozen()
+    fingerprint = al.fingerprint(model)
+    config = AdaLoraConfig(
+        target_modules=al.target_modules(model), init_r=4, target_r=2, total_step=6, tinit=1
+    )
+    adapted = get_peft_model(model, config)
+    trainable = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=0.05)
+    for step in range(6):
+        optimizer.zero_grad()
+        adapted(torch.ones(2, 6)).square().sum().backward()
+        optimizer.step()
+        adapted.base_model.update_and_allocate(step)
+    assert al.fingerprint(adapted) == fingerprint
+    al.verify(adapted)

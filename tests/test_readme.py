@@ -15,23 +15,19 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
 
 
-def cases() -> list[object]:
-    return [
-        pytest.param(page, number, id=f"{page.stem}-{number}")
-        for page in PAGES
-        for number in range(len(blocks(page)))
-    ]
-
-
-@pytest.mark.parametrize(("page", "number"), cases())
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 # Trainers in the examples are as short as users would write them.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
 @pytest.mark.filterwarnings("ignore:.*number of training batches .* is smaller")
-def test_block_runs(page, number, tmp_path, monkeypatch):
+# aihwkit 1.2.0 multiplies tensors by numpy scalars in one of its noise models.
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+def test_blocks_run(page, tmp_path, monkeypatch):
+    # In one folder, so that a block can use the files of the one before.
     monkeypatch.chdir(tmp_path)
-    code = compile(blocks(page)[number], f"{page.name}, block {number + 1}", "exec")
-    exec(code, {"__name__": "__main__"})
+    for number, block in enumerate(blocks(page)):
+        code = compile(block, f"{page.name}, block {number + 1}", "exec")
+        exec(code, {"__name__": "__main__"})
 
 
 def test_readme_shows_both_commands_and_three_snippets_in_order():

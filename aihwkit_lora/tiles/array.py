@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Self
 
 import torch
+from aihwkit.simulator.parameters.base import RPUConfigBase
 from aihwkit.simulator.tiles.module import TileModule
 from torch import Tensor, nn
 
@@ -180,6 +181,24 @@ class FrozenTile(TileModule):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         return self
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Do nothing, unless asked for another configuration: tiles move with their layer.
+
+        Raises:
+            FrozenConductanceError: A configuration is given, which in aihwkit rebuilds the tile.
+        """
+        if any(isinstance(value, RPUConfigBase) for value in (*args, *kwargs.values())):
+            refuse("to")(self)
+        return self
+
+    def cpu(self) -> Self:
+        """Do nothing: tiles move with their layer."""
+        return self
+
+    def cuda(self, device: Any = None) -> Self:
+        """Do nothing: tiles move with their layer."""
+        return self
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """A tile has no state of its own."""
         return kwargs.get("destination", args[0] if args else {})
@@ -260,7 +279,6 @@ for _name in [
     "ensure_shared_weights",
     "set_delta_weights",
     "replace_with",
-    "to_rpu_config",
     "set_scales",
     "set_mapping_scales",
     "set_learned_out_scales",

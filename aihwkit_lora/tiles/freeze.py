@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -29,6 +30,9 @@ from aihwkit_lora.tiles.grid import (
 from aihwkit_lora.tiles.layers import FrozenLayer, frozen_class, ordinary_layer
 from aihwkit_lora.tiles.record import AihwkitDrift, Programming
 from aihwkit_lora.tiles.reference import ReferenceEngine
+
+# Where PEFT 0.21 keeps copies of whole layers.
+_COPIES = re.compile(r"\.(modules_to_save|ln_tuning_layers)\.")
 
 PROGRAMMING = "_aihwkit_lora_programming"
 """Attribute of an aihwkit layer under which ``program_`` leaves its :class:`Programming`."""
@@ -182,6 +186,10 @@ def thaw_(model: nn.Module) -> nn.Module:
 def target_modules(model: nn.Module) -> list[str]:
     """List the frozen layers by name, as PEFT's ``target_modules`` wants them.
 
+    PEFT takes every layer whose name ends in one of these: a frozen ``head`` also stands for a
+    digital ``decoder.head``. ``AnalogLoraConfig.for_model(model)`` names them so that no other
+    layer is meant.
+
     Args:
         model: A frozen model, also one that carries adapters already.
     Raises:
@@ -236,7 +244,8 @@ def verify(model: nn.Module) -> None:
         model: A frozen model.
     Raises:
         StageError: There is no frozen layer.
-        FrozenConductanceError: A tile has changed; the message names it.
+        FrozenConductanceError: A tile has changed, or PEFT has copied a frozen layer to train
+            the copy; the message names it.
 
     Example:
         >>> import aihwkit_lora as al
@@ -246,6 +255,13 @@ def verify(model: nn.Module) -> None:
     """
     _required(model)
     for name, layer in frozen_layers(model):
+        if _COPIES.search(name):
+            raise FrozenConductanceError(
+                f"layer '{plain_name(name)}': expected the array that was frozen, got a copy that "
+                "PEFT has made of it, and a copy is an array that nobody has programmed. Name "
+                "digital layers only in modules_to_save and the like; a frozen layer learns "
+                "through its adapter."
+            )
         array = layer.analog_module
         same = (array.current_digests() == array.digest).all(dim=1).tolist()
         for (in_tile, out_tile), unchanged in zip(array.positions(), same, strict=True):

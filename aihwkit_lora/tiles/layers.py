@@ -86,6 +86,9 @@ class FrozenLayer(AnalogLayerBase, nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         on_array = name == "bias" and self._on_array()
         if name == "weight" or on_array:
+            # PEFT 0.21 gives a layer its own weight once more when it unloads an adapter.
+            if isinstance(value, ReadOnlyTensor) and torch.equal(value, getattr(self, name)):
+                return
             raise FrozenConductanceError(
                 f"layer '{self.layer_name}': expected the frozen {name} to be read, got an "
                 f"assignment. {WAY_OUT}"
@@ -169,7 +172,7 @@ class _FrozenConv(FrozenLayer, nn.modules.conv._ConvNd):  # type: ignore[misc,ov
     TORCH: ClassVar[type[nn.Module]]
     """What an adapter of such a layer is made of."""
 
-    def __new__(cls, source: object = None, *args: Any, **options: Any) -> Any:  # noqa: D102
+    def __new__(cls, source: object = None, *args: Any, **options: Any) -> Any:
         if isinstance(source, int):
             # PEFT 0.21 makes the matrices of an adapter by type(base_layer)(channels, rank, …).
             # They belong into the digital unit.
@@ -283,8 +286,8 @@ def frozen_class(layer: nn.Module, name: str) -> type[FrozenLayer]:
         )
     if any(isinstance(pad, str) for pad in getattr(layer, "padding", ())):
         raise UnsupportedTileError(
-            f"layer '{name}': expected padding in numbers, got {layer.padding}, with which no "
-            "analogue convolution of aihwkit 1.2.0 runs. Give the torch layer numbers before "
+            f"layer '{name}': expected padding in numbers, got a word, with which no analogue "
+            "convolution of aihwkit 1.2.0 runs. Give the torch layer numbers before "
             "converting."
         )
     return LAYERS[type(layer)]

@@ -8,8 +8,10 @@ such code write into the copy and lose the adapter without a word.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -39,6 +41,14 @@ _IN_PLACE_WITHOUT_UNDERSCORE = {
 }
 # These end in an underscore, yet only change flags or return something new.
 _HARMLESS = {"requires_grad_", "share_memory_", "__torch_function__"}
+# These take shape, type or device from a tensor, not its values.
+_SHAPE_ONLY = {
+    *(f"{start}_like" for start in ("empty", "full", "ones", "rand", "randint", "randn", "zeros")),
+    *(f"new_{end}" for end in ("empty", "empty_strided", "full", "ones", "tensor", "zeros")),
+    *("expand_as", "reshape_as", "type_as", "view_as"),
+}
+_FIRST = ("self", "input", "tensor")
+_counters: list[Counter[str]] = []
 
 
 class ReadOnlyTensor(Tensor):
@@ -59,6 +69,14 @@ class ReadOnlyTensor(Tensor):
 
     _layer: str = ""
 
+    def as_subclass(self, cls: Any) -> NoReturn:
+        """Raise: the result would share memory with the weight, and could be written."""
+        raise _refusal(self, "share its memory (as_subclass)")
+
+    def set_(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise: torch does not announce this write to ``__torch_function__``."""
+        raise _refusal(self, "write it (set)")
+
     @classmethod
     def __torch_function__(
         cls,
@@ -74,23 +92,67 @@ class ReadOnlyTensor(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         if func is Tensor.__iter__:
-            return iter(_protect_views(tuple(result), source))
-        if isinstance(result, np.ndarray):
-            result.setflags(write=False)
-            return result
-        return _protect_views(result, source)
+            result = tuple(result)
+        protected = _protect_views(result, source)
+        if _counters and getattr(func, "__name__", "") not in _SHAPE_ONLY:
+            _count_reads(protected, (*args, *kwargs.values()))
+        return iter(protected) if func is Tensor.__iter__ else protected
 
 
 def read_only(values: Tensor, layer: str) -> ReadOnlyTensor:
     """Return a read-only view of ``values``.
 
     Args:
-        values: Tensor to protect; it is not copied.
+        values: Tensor to protect; copied only where it is not contiguous.
         layer: Full name of the layer, for error messages.
     """
-    view: ReadOnlyTensor = values.detach().as_subclass(ReadOnlyTensor)
+    # An ordinary layer's weight is contiguous, so PEFT counts on reshape(-1) being a view of it.
+    # Were it a copy, a merge into that (Supertuning's) would be lost without a word.
+    dense = values.detach().contiguous()
+    # Not dense.as_subclass: where that is a view already, the class's own method refuses.
+    view: ReadOnlyTensor = Tensor.as_subclass(dense, ReadOnlyTensor)
     view._layer = layer
     return view
+
+
+@contextmanager
+def count_weight_reads() -> Iterator[Counter[str]]:
+    """Count, by layer, the computations that use frozen weights as digital numbers.
+
+    Such a computation does without the array: no converter, no noise, no drift within a read.
+    Looking at shape, type or device is none, and neither is taking a view.
+
+    Returns:
+        Computations so far, by the layer's full name.
+
+    Example:
+        >>> weight = read_only(torch.ones(2, 2), layer="encoder.0")
+        >>> with count_weight_reads() as reads:
+        ...     _ = weight.T.shape, weight @ torch.ones(2), weight.norm()
+        >>> dict(reads)
+        {'encoder.0': 2}
+    """
+    counter: Counter[str] = Counter()
+    _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        # By identity: counters compare by content.
+        _counters[:] = [other for other in _counters if other is not counter]
+
+
+def _count_reads(result: Any, args: tuple[Any, ...]) -> None:
+    if not any(_holds_values(part) for part in _flat(result)):
+        return
+    read = [part for argument in args for part in _flat(argument)]
+    for counter in _counters:
+        counter.update(part._layer for part in read if isinstance(part, ReadOnlyTensor))
+
+
+def _holds_values(part: Any) -> bool:
+    """Whether a result carries values of the weight out of it; a view of it does not."""
+    outside = isinstance(part, Tensor | np.ndarray | float | list)
+    return outside and not isinstance(part, ReadOnlyTensor)
 
 
 def _refuse_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -101,16 +163,20 @@ def _refuse_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         if wanted:
             raise _refusal(args[0], "train the weight")
         return
+    if func is Tensor.__dlpack__:
+        raise _refusal(args[0], "share its memory (dlpack)")
     # torch's own initialisers pass their tensor by name; _foreach_ operations pass lists.
-    first = args[0] if args else kwargs.get("tensor", kwargs.get("input"))
+    first = args[0] if args else next((kwargs[n] for n in _FIRST if n in kwargs), None)
     written = _flat(kwargs.get("out"))
+    name = name.partition(".")[0]  # torch.ops.aten.add_.Tensor is called 'add_.Tensor'
     in_place = name.endswith("_") and not name.startswith("__") and name not in _HARMLESS
     in_place = in_place or bool(kwargs.get("inplace"))
     if func == _DATA_SETTER or func in _IN_PLACE_WITHOUT_UNDERSCORE or in_place:
         written += _flat(first)
     for candidate in written:
         if isinstance(candidate, ReadOnlyTensor):
-            raise _refusal(candidate, f"write it ({name.strip('_') or 'data'})")
+            action = "data" if func == _DATA_SETTER else name.strip("_")
+            raise _refusal(candidate, f"write it ({action})")
 
 
 def _flat(value: Any) -> list[Any]:
@@ -128,6 +194,9 @@ def _refusal(weight: Tensor, action: str) -> FrozenConductanceError:
 
 
 def _protect_views(result: Any, source: ReadOnlyTensor | None) -> Any:
+    if isinstance(result, np.ndarray):
+        result.setflags(write=False)
+        return result
     if type(result) in (tuple, list):
         return type(result)(_protect_views(part, source) for part in result)
     if source is None or not isinstance(result, Tensor):

@@ -204,3 +204,12 @@ def test_padding_and_bias_do_not_count_as_conductances() -> None:
 def test_nothing_is_left_over_from_programming_in_a_thawed_stranger() -> None:
     layer = al.thaw_(al.freeze_(converted(), programmed_by="chip 7"))[0]
     assert not hasattr(layer, PROGRAMMING)
+
+
+def test_a_copy_that_peft_trains_is_no_array() -> None:
+    model = al.freeze_(programmed())
+    config = LoraConfig(target_modules=["1.1"], modules_to_save=["2"])
+    adapted = get_peft_model(model, config)
+    match = r"layer '2\.modules_to_save.*': expected the array .*got a copy that PEFT"
+    with pytest.raises(al.FrozenConductanceError, match=match):
+        al.verify(adapted)
