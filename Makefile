@@ -68,6 +68,7 @@ typecheck: $(READY)
 bench: $(READY)  ## Speed and memory, as ratios measured side by side
 	$(PYTHON) benchmarks/programming.py
 	$(PYTHON) benchmarks/blocked_tiles.py
+	$(PYTHON) benchmarks/step.py
 
 seeds: $(READY)  ## Olivetti faces, leaky reference split, three seeds: mean and worst
 	$(PYTHON) benchmarks/face_seeds.py
