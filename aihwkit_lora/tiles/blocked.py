@@ -337,7 +337,7 @@ class _Repeats:
         # (tiles, vectors, out_tiles, columns), a view
         shared = codes.shape[1] == 1
         each = codes[:, 0].unflatten(2, (-1, columns)) if shared else codes.transpose(1, 2)
-        overflow = (each.abs() > limit * _SLACK).any(-1)
+        overflow = ((each.abs() > limit * _SLACK) & self._blocks.used_columns(codes.device)).any(-1)
         codes.clamp_(-limit, limit)
         if not self._io.repeat_on_overflow:
             return

@@ -89,6 +89,11 @@ class Blocks:
         rows = slice(in_ends[i] - self.in_sizes[i], in_ends[i] - self.bias_row)
         return rows, slice(out_ends[o] - self.out_sizes[o], out_ends[o])
 
+    def used_columns(self, device: torch.device) -> Tensor:
+        """Which columns of each tile there are, not padding; ``(out_tiles, columns)``, boolean."""
+        sizes = torch.tensor(self.out_sizes, device=device)
+        return torch.arange(self.columns, device=device) < sizes[:, None]
+
     def put(
         self,
         conductance: Tensor,

@@ -45,6 +45,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"out_noise": 0.06, "out_bound": 0.7, "out_res": 1 / 126},
         "bound_management": BoundManagementType.ITERATIVE,
     },
+    "noise that alone overflows": {
+        **{"out_noise": 0.3, "out_bound": 0.5, "out_res": 1 / 126},
+        "bound_management": BoundManagementType.ITERATIVE,
+    },
     "clipped": {"out_noise": 0.2, "out_bound": 0.5},
     "no scaling": {"out_noise": 0.06, "noise_management": NoiseManagementType.NONE},
     "random rounding, DAC": {"inp_sto_round": True, "inp_res": 1 / 6},
@@ -69,7 +73,7 @@ def noisy(config: Any, settings: dict[str, Any], tile: int = 12) -> nn.Module:
     for name, value in settings.items():
         setattr(forward, name, value)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(20, 16, bias=False))
+    net = nn.Sequential(nn.Linear(20, 15, bias=False))
     return convert_to_analog(net, config, ensure_analog_root=False).eval()
 
 
