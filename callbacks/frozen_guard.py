@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+import torch.distributed as dist
 
 from aihwkit_lora.errors import ConfigurationError, FrozenConductanceError
 from aihwkit_lora.tiles import fingerprint, verify
@@ -15,7 +16,8 @@ class FrozenGuard(pl.Callback):
 
     The fingerprint is taken when training starts and compared at the end of each epoch and of
     training, and every ``every_n_steps`` steps if asked. It also notices ``reprogram_``: guard only
-    what shall not be written at all.
+    what shall not be written at all. Where several processes train together, all have to hold the
+    same conductances; if one does not, each of them raises.
 
     Args:
         every_n_steps: Also compare after each n-th optimiser step; hashing costs a pass over all
@@ -37,12 +39,22 @@ class FrozenGuard(pl.Callback):
         self.fingerprint: str | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the fingerprint.
+        """Take the fingerprint, and compare it with those of the other processes.
 
         Raises:
             StageError: The model has no frozen layer.
+            FrozenConductanceError: Two ranks hold different conductances; raised on every rank.
         """
         self.fingerprint = fingerprint(pl_module)
+        ranks = _on_all_ranks(self.fingerprint, trainer)
+        for rank, found in enumerate(ranks):
+            if found != ranks[0]:
+                raise FrozenConductanceError(
+                    f"rank 0 and rank {rank}: expected the same conductances, got fingerprints "
+                    f"{ranks[0][:12]}… and {found[:12]}…. Each process has programmed a chip of "
+                    "its own: start from the same weights and pass all of them the same seed, "
+                    "program_(model, chip, seed=0)."
+                )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -60,10 +72,32 @@ class FrozenGuard(pl.Callback):
         self._compare(trainer, pl_module)
 
     def _compare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if fingerprint(pl_module) == self.fingerprint:
+        own = fingerprint(pl_module)
+        # Every rank learns of all before it raises; one that raised alone would let others wait.
+        ranks = _on_all_ranks(own, trainer)
+        changed = [rank for rank, found in enumerate(ranks) if found != self.fingerprint]
+        if not changed:
             return
+        if own == self.fingerprint:
+            raise FrozenConductanceError(
+                f"step {trainer.global_step}: expected the conductances of the start of training "
+                f"on every rank, got others on rank {changed[0]}, but not on rank "
+                f"{trainer.global_rank}. See the error of rank {changed[0]}; a write that is meant "
+                "has to happen on all ranks, with the same seed."
+            )
         verify(pl_module)  # names the tile, if something wrote it behind our back
         raise FrozenConductanceError(
             f"step {trainer.global_step}: expected the conductances of the start of training, got "
             "others, written by reprogram_. Take FrozenGuard off for runs that reprogram."
         )
+
+
+def _on_all_ranks(own: str, trainer: pl.Trainer) -> list[str]:
+    """Fingerprints of all processes, by rank; one's own where training is not distributed."""
+    if trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    # Not the strategy's all_gather, in which Lightning 2.6.6 uses a function that torch 2.15 warns
+    # of.
+    ranks = [""] * dist.get_world_size()
+    dist.all_gather_object(ranks, own)
+    return ranks

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from aihwkit.simulator.tiles.module import TileModule
 from torch import Generator, Tensor, nn
 
@@ -122,11 +123,20 @@ def record(report: ProgramReport, ledger: Ledger | None, phase: str) -> None:
 def seeded(seed: int | None) -> Generator:
     """Make a generator from a seed, or from torch's own generator if None.
 
+    Several processes that train together need the same chip. Without a seed, all of them take the
+    one that rank 0 draws, so all of them have to call this; each draws once from torch's generator,
+    as a process that is alone does. Before ``torch.distributed`` is initialised, nobody knows of
+    the others: pass a seed there.
+
     Args:
         seed: Any whole number.
     """
-    drawn = int(torch.randint(2**62, ())) if seed is None else seed
-    return Generator().manual_seed(drawn)
+    if seed is not None:
+        return Generator().manual_seed(seed)
+    drawn = [int(torch.randint(2**62, ()))]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(drawn, src=0)
+    return Generator().manual_seed(drawn[0])
 
 
 def _write_layer(grid: TileGrid, chip: Chip, policy: WritePolicy, generator: Generator) -> _Written:

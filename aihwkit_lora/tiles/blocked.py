@@ -175,10 +175,11 @@ def _inputs(x: Tensor, tensors: TileTensors, blocks: Blocks, io: TileIO) -> _Inp
     scale = (values.abs() if io.scale_by_magnitude else values).amax(-1, keepdim=True)
     if io.scale_ceiling > 0:
         scale = scale.clamp(max=io.scale_ceiling)
-    silent = scale == 0.0
+    # A C++ tile does not read a vector that has no scale: zeros, or nothing above zero (MAX).
+    silent = scale <= 0.0
     if io.whole_batch:
         # A torch tile skips a batch of zeros, and reads the zeros of any other batch.
-        silent = silent.all(dim=2, keepdim=True) & (io.inp_noise <= 0.0)
+        silent = (scale == 0.0).all(dim=2, keepdim=True) & (io.inp_noise <= 0.0)
     # The reciprocal of a scale, not a division by it: only so do values on the edge between two
     # DAC codes fall on the side where aihwkit puts them.
     gain = 1.0 / scale.masked_fill(scale <= 0.0, 1.0)

@@ -100,6 +100,35 @@ def test_model_without_frozen_layers_is_refused(lab):
         lab.fit(module, FrozenGuard())
 
 
+@pytest.fixture
+def other_ranks(monkeypatch):
+    """Lets two more processes seem to train along; tests/survival has real ones."""
+
+    def pretend(find):
+        module = "aihwkit_lora.callbacks.frozen_guard._on_all_ranks"
+        monkeypatch.setattr(module, lambda own, trainer: find(own, trainer.global_step))
+
+    return pretend
+
+
+def test_ranks_with_different_chips_are_named(lab, other_ranks):
+    other_ranks(lambda own, step: [own, own, "0123456789abcdef"])
+    expected = (
+        r"rank 0 and rank 2: expected the same conductances, got fingerprints [0-9a-f]{12}… and "
+        r"0123456789ab….*the same seed, program_\(model, chip, seed=0\)"
+    )
+    with pytest.raises(FrozenConductanceError, match=expected):
+        lab.fit(lab.Module(lab.hybrid()), FrozenGuard())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_change_on_another_rank_stops_this_one(lab, other_ranks, every):
+    other_ranks(lambda own, step: [own, "changed" if step > 1 else own, own])
+    expected = "step 2: expected .* on every rank, got others on rank 1, but not on rank 0"
+    with pytest.raises(FrozenConductanceError, match=expected):
+        lab.fit(lab.Module(lab.hybrid()), FrozenGuard(every))
+
+
 @pytest.mark.parametrize("every", [0, -3])
 def test_comparing_less_than_every_step_is_refused(every):
     with pytest.raises(ConfigurationError, match=f"every_n_steps of 1 or more, got {every}"):
