@@ -344,6 +344,8 @@ WAYS: dict[str, dict[str, tuple[Way, str]]] = {
         "model.to(device)": (root("to", "cpu"), "unchanged"),
         "model.to_empty": (root("to_empty", device="cpu"), "unchanged"),
         "tile.half": (tile("half"), "unchanged"),
+        "tile.cpu": (tile("cpu"), "unchanged"),
+        "tile.to(device)": (tile("to", "cpu"), "unchanged"),
     },
     "18 shared weights and averages": {
         "tile.ensure_shared_weights": (tile("ensure_shared_weights", WEIGHTS), "raises"),

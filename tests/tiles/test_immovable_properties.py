@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class Specimen:
     bias: str
     mapping: dict[str, Any]
     input_range: float | None
-    forward: dict[str, Any] = field(default_factory=dict)
+    forward: dict[str, Any]
 
     def config(self) -> Any:
         config = CONFIGS[self.tiles]()
@@ -156,22 +156,26 @@ DAC = {
     "inp_res": st.sampled_from([-1.0, 1 / 254, 62.0, 0.1]),
     "inp_asymmetry": st.sampled_from([0.0, 0.1]),
 }
-SCALED_INPUTS = {
-    "noise_management": st.sampled_from(
-        [NoiseManagementType.ABS_MAX, NoiseManagementType.MAX, NoiseManagementType.CONSTANT]
-    ),
-    "nm_thres": st.sampled_from([0.0, 0.7]),
-}
 # aihwkit's C++ tiles accept a DAC range other than 1 only where inputs are not scaled.
 PLAIN_INPUTS = {
     "noise_management": st.just(NoiseManagementType.NONE),
     "inp_bound": st.sampled_from([1.0, 0.5, 2.0]),
 }
-FORWARDS = st.one_of(
-    st.just({"is_perfect": True}),
-    st.fixed_dictionaries(DAC | ADC | SCALED_INPUTS),
-    st.fixed_dictionaries(DAC | ADC | PLAIN_INPUTS),
-)
+
+
+def forwards(tiles: str) -> st.SearchStrategy[dict[str, Any]]:
+    scales = [NoiseManagementType.ABS_MAX, NoiseManagementType.CONSTANT]
+    if tiles != "TorchInference":
+        scales.append(NoiseManagementType.MAX)
+    scaled_inputs = {
+        "noise_management": st.sampled_from(scales),
+        "nm_thres": st.sampled_from([0.0, 0.7]),
+    }
+    return st.one_of(
+        st.just({"is_perfect": True}),
+        st.fixed_dictionaries(DAC | ADC | scaled_inputs),
+        st.fixed_dictionaries(DAC | ADC | PLAIN_INPUTS),
+    )
 
 
 @st.composite
@@ -192,7 +196,7 @@ def specimens(
         bias=bias,
         mapping=draw(MAPPINGS),
         input_range=draw(st.sampled_from([None, 0.5, 3.0])),
-        forward=draw(FORWARDS),
+        forward=draw(forwards(kind)),
     )
 
 
