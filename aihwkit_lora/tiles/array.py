@@ -328,6 +328,16 @@ class FrozenTileArray(nn.Module):
         self.digest = self.current_digests()
 
     @property
+    def whereabouts(self) -> str:
+        """The layer, for error messages."""
+        return f"layer '{self.layer_name}'"
+
+    def get_weights(self, **_: Any) -> tuple[Tensor, Tensor | None]:
+        """Copies of the logical weights and, if it is on the array, the bias."""
+        bias = self.logical_bias()
+        return self.logical_weight().cpu().clone(), None if bias is None else bias.cpu().clone()
+
+    @property
     def tensors(self) -> TileTensors:
         """What a read sees now: as programmed, or as drifted until the time of ``drift_``."""
         return self._programmed if self._at is None else self._at[1]
@@ -359,12 +369,12 @@ class FrozenTileArray(nn.Module):
     @property
     def conductance(self) -> ReadOnlyTensor:
         """Programmed conductances, normalised, ``(in_tiles, rows, out_tiles * columns)``."""
-        return read_only(self._programmed.conductance, self.layer_name)
+        return read_only(self._programmed.conductance.clone(), self.layer_name)
 
     @property
     def scale(self) -> ReadOnlyTensor:
         """Programmed digital output scales, shape ``(in_tiles, out_tiles, columns)``."""
-        return read_only(self._programmed.scale, self.layer_name)
+        return read_only(self._programmed.scale.clone(), self.layer_name)
 
     def rewritten(
         self, conductance: Tensor, scale: Tensor, programming: Programming
@@ -390,16 +400,19 @@ class FrozenTileArray(nn.Module):
         return self.blocks.positions()
 
     def tile(self, in_tile: int, out_tile: int) -> tuple[Tensor, Tensor]:
-        """One tile's weights ``(out_size, in_size)`` and output scales ``(out_size,)``."""
+        """Copies of a tile's weights ``(out_size, rows)`` and output scales ``(out_size,)``."""
         part = self._programmed.tile(self.blocks, (in_tile, out_tile))
-        return part.conductance[0].T, part.scale[0, 0]
+        return part.conductance[0].T.clone(), part.scale[0, 0].clone()
 
     def current_digests(self) -> Tensor:
         """SHA-256 of every tile's programmed tensors as they are now, one row a tile."""
+        return self._digests(self._programmed)
+
+    def _digests(self, tensors: TileTensors) -> Tensor:
         rows = []
         for position in self.positions():
             digest = hashlib.sha256()
-            for name, part in self._programmed.tile(self.blocks, position).named():
+            for name, part in tensors.tile(self.blocks, position).named():
                 values = part[0].T if name == "conductance" else part[0, 0]
                 values = values.detach().float().cpu().contiguous()
                 digest.update(str(tuple(values.shape)).encode())
@@ -474,7 +487,7 @@ class FrozenTileArray(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load a checkpoint, unless it would rewrite arrays that ``program_`` has programmed."""
+        """Load a checkpoint into arrays that wait for one; others must hold the same already."""
         present = {**dict(self._programmed.named()), "digest": self.digest}
         loaded: dict[str, Tensor] = {}
         for name, own in present.items():
@@ -498,17 +511,35 @@ class FrozenTileArray(nn.Module):
 
     def _take(self, loaded: dict[str, Tensor], prefix: str) -> None:
         digest = loaded.pop("digest")
+        tensors, awaited = TileTensors(**loaded), self.programming.source == "checkpoint"
         for name, own in self._programmed.named():
-            if self.programming.cells and not torch.equal(loaded[name], own):
+            if not awaited and not torch.equal(loaded[name], own):
                 raise FrozenConductanceError(
                     f"'{prefix}{name}': expected the conductances that are programmed here, got "
                     "others from the checkpoint. Load it into a model that was frozen with "
                     "freeze_(model, programmed_by='checkpoint'), or write the arrays with "
                     "reprogram_(model, chip, targets)."
                 )
-        self._programmed, self._at = TileTensors(**loaded), None
+        if not torch.equal(self._digests(tensors), digest.cpu()):
+            raise FrozenConductanceError(
+                f"'{prefix}conductance': expected the conductances whose digests the checkpoint "
+                "holds, got others. It was changed or cast after it was saved; save it anew."
+            )
+        self._programmed, self._at = tensors, None
         self.digest = digest
 
     def __getstate__(self) -> dict[str, Any]:
         # Probes belong to a running observation, not to the hardware.
         return {**self.__dict__, "probes": []}
+
+
+# In aihwkit, the analog_module of a layer that fits one tile is that tile.
+for _name in [
+    "set_weights",
+    "program_weights",
+    "drift_weights",
+    "remap_weights",
+    "reset",
+    "update",
+]:
+    setattr(FrozenTileArray, _name, refuse(_name))

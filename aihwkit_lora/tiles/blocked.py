@@ -172,7 +172,11 @@ def _inputs(x: Tensor, tensors: TileTensors, blocks: Blocks, io: TileIO) -> _Inp
     if io.perfect or not io.scale_inputs:
         gain = values.new_full((*values.shape[:3], 1), 1.0 / io.constant_scale)
         return _Inputs(values, gain, None)
-    scale = (values.abs() if io.scale_by_magnitude else values).amax(-1, keepdim=True)
+    if io.scale_by_magnitude:
+        scale = values.abs().amax(-1, keepdim=True)
+    else:
+        used = blocks.used_rows(values.device)[:, None, None]
+        scale = values.masked_fill(~used, -torch.inf).amax(-1, keepdim=True)
     if io.scale_ceiling > 0:
         scale = scale.clamp(max=io.scale_ceiling)
     # A C++ tile does not read a vector that has no scale: zeros, or nothing above zero (MAX).
@@ -190,7 +194,7 @@ def _add_up(total: Tensor, codes: Tensor, inputs: _Inputs, scale: Tensor, io: Ti
     """Scale column sums and add those of all tiles along the input to the total, in place."""
     codes.mul_(_per_tile(scale, codes.shape[1]))
     if io.perfect:
-        total.add_(codes.sum(0))
+        total.add_(codes.sum(0), alpha=io.out_scale)
         return
     factor = (io.out_step or 1.0) * (io.out_scale / inputs.gain)
     if inputs.silent is not None:

@@ -94,6 +94,11 @@ class Blocks:
         sizes = torch.tensor(self.out_sizes, device=device)
         return torch.arange(self.columns, device=device) < sizes[:, None]
 
+    def used_rows(self, device: torch.device) -> Tensor:
+        """Which rows of each tile there are, not padding; ``(in_tiles, rows)``, boolean."""
+        sizes = torch.tensor(self.in_sizes, device=device)
+        return torch.arange(self.rows, device=device) < sizes[:, None]
+
     def put(
         self,
         conductance: Tensor,

@@ -153,6 +153,10 @@ def freeze_(
 def thaw_(model: nn.Module) -> nn.Module:
     """Replace every frozen layer by an ordinary layer of aihwkit that holds the same weights.
 
+    Pulsed tiles are the exception: aihwkit clips what they are given to the bounds of their cells
+    and adds write noise. Those that ``program_`` has programmed get their own cells back; others
+    draw new cells, whose bounds can be narrower.
+
     Args:
         model: A frozen model without adapters, or a single frozen layer.
     Returns:

@@ -125,7 +125,8 @@ class FrozenLayer(AnalogLayerBase, nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
     ) -> None:
-        anchor = {} if self.bias is not None else {prefix + "device_anchor": torch.empty(0)}
+        anchored = "device_anchor" in self._parameters
+        anchor = {prefix + "device_anchor": torch.empty(0)} if anchored else {}
         super()._load_from_state_dict({**state_dict, **anchor}, prefix, *rest, **named)
 
 

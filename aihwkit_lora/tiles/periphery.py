@@ -109,9 +109,13 @@ class TileIO:
         halving = float(forward.max_bm_factor)
         if inp_step > 0:
             halving = min(halving, forward.max_bm_res / inp_step)
+        perfect = forward.is_perfect or forward.mv_type == AnalogMVType.IDEAL
+        # aihwkit's C++ tiles apply the fixed factor to an ideal product as well, its torch tiles
+        # do not.
+        scaled = not (perfect and whole_batch)
         weight_noise = forward.w_noise_type == WeightNoiseType.ADDITIVE_CONSTANT
         return cls(
-            perfect=forward.is_perfect or forward.mv_type == AnalogMVType.IDEAL,
+            perfect=perfect,
             inp_bound=max(forward.inp_bound, 0.0),
             inp_step=inp_step,
             inp_random=forward.inp_sto_round,
@@ -123,7 +127,7 @@ class TileIO:
             out_random=forward.out_sto_round,
             out_noise=forward.out_noise,
             out_asymmetry=forward.out_asymmetry,
-            out_scale=forward.out_scale,
+            out_scale=forward.out_scale if scaled else 1.0,
             scale_inputs=forward.noise_management
             in (NoiseManagementType.ABS_MAX, NoiseManagementType.MAX),
             scale_by_magnitude=forward.noise_management != NoiseManagementType.MAX,

@@ -32,7 +32,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert all(bool(value.any()) for value in expected.values())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_functional_call_swaps_adapters_and_only_these(kind: Any) -> None:
