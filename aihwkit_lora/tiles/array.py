@@ -60,6 +60,19 @@ class _Read(torch.autograd.Function):
         return _over_samples(_Read, in_dims[0], vectors, array)
 
 
+_beside_compilers: list[Callable[..., Tensor]] = []
+
+
+def _read(vectors: Tensor, array: FrozenTileArray) -> Tensor:
+    """Read once; torch.compile leaves reads alone: how often one repeats depends on the data."""
+    if not torch.compiler.is_compiling():
+        y: Tensor = _Read.apply(vectors, array)
+        return y
+    if not _beside_compilers:  # late, since it imports the compiler
+        _beside_compilers.append(torch.compiler.disable(_Read.apply))
+    return _beside_compilers[0](vectors, array)
+
+
 class _ReadBack(torch.autograd.Function):
     """The transposed product; its own gradient is the linear map forwards."""
 
@@ -454,7 +467,7 @@ class FrozenTileArray(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             vectors = x.reshape(-1, self.blocks.in_features).float()
-            y = self.engine.finish(_Read.apply(vectors, self), bias)
+            y = self.engine.finish(_read(vectors, self), bias)
         return y.view(*x.shape[:-1], self.blocks.out_features).to(x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -42,6 +42,8 @@ class FrozenLayer(AnalogLayerBase, nn.Module):
     """Attributes that are taken over from the layer that is replaced."""
 
     analog_module: FrozenTileArray
+    # aihwkit's own takes no assign=, and cares for configurations that a frozen layer keeps.
+    load_state_dict = nn.Module.load_state_dict
 
     def __init__(self, source: nn.Module, array: FrozenTileArray, bias: Tensor | None) -> None:
         nn.Module.__init__(self)

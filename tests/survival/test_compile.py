@@ -23,6 +23,7 @@ CHIP = al.chips.get("rm-180nm")
 INDUCTOR = [("linear", "torch", "fused", "inductor")] if shutil.which("g++") else []
 CASES = [
     ("linear", "inference", "fused", "eager"),
+    ("linear", "inference", "reference", "eager"),
     *(
         pytest.param(case, marks=pytest.mark.slow)
         for case in (

@@ -114,3 +114,9 @@ def test_a_fixed_factor_of_an_ideal_product_is_that_of_aihwkit(
     x = torch.randn(4, 3)
     expected = ordinary(x).detach()
     torch.testing.assert_close(al.freeze_(ordinary, programmed_by="test")(x), expected)
+
+
+def test_a_bare_frozen_layer_loads_with_assign() -> None:
+    waiting, other = model("checkpoint")[0], model("chip 7", seed=1)[0]
+    waiting.load_state_dict(other.state_dict(), assign=True)
+    assert al.fingerprint(waiting) == al.fingerprint(other)
