@@ -19,8 +19,8 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from aihwkit_lora.errors import ConfigurationError, StageError
-from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
+from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.tiles.freeze import frozen_layers, plain_name, target_modules
 
 _BITS_PER_KIB = 8 * 1024
 
@@ -103,12 +103,7 @@ class AnalogLoraConfig(LoraConfig):
             >>> peft.get_nb_trainable_parameters()[0]
             48
         """
-        names = [plain_name(name) for name, _ in frozen_layers(model) if name]
-        if not names:
-            raise StageError(
-                f"{type(model).__name__}: expected frozen layers below the model, got none. Call "
-                "freeze_(model) first."
-            )
+        names = target_modules(model)
         if options.get("target_modules") is None:
             options = {**options, "target_modules": _targets(model, names)}
         config = cls(**options)

@@ -163,7 +163,7 @@ def _rewrite(
     array = layer.analog_module
     known = array.programming.cells
     _require_writable(name, layer, target)
-    conductance, scale = array.conductance.clone(), array.scale.clone()
+    conductance, scale = array.programmed.conductance.clone(), array.programmed.scale.clone()
     blocks = array.blocks
     cells, goals, results = [], [], []
     for tile, position, part in zip(known, array.positions(), _split(target, array), strict=True):

@@ -175,7 +175,7 @@ class FrozenTile(TileModule):
             realistic: Accepted for aihwkit's sake; a frozen tile is read exactly.
         """
         weight, scale = self._array[0].tile(*self.position)
-        values = (weight * scale[:, None] if apply_weight_scaling else weight.clone()).cpu()
+        values = (weight * scale[:, None] if apply_weight_scaling else weight).cpu()
         bias = values[:, self.in_size].clone() if self.analog_bias else None
         return values[:, : self.in_size], bias
 
@@ -439,7 +439,11 @@ class FrozenTileArray(nn.Module):
 
     def logical_bias(self) -> Tensor | None:
         """The bias that the array holds, shape ``(out_features,)``; None if it holds none."""
-        return self._joined()[:, -1] if self.blocks.bias_row else None
+        if not self.blocks.bias_row:
+            return None
+        # The last row of the only tiles along the input.
+        row = self._programmed.conductance[0, -1].view(1, self.blocks.out_tiles, -1)
+        return self.blocks.join_outputs(row * self._programmed.scale)[0]
 
     def largest_weight(self) -> Tensor:
         """Weight at the window's end of each cell, shape ``(out_features, in_features)``."""

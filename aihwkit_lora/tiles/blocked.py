@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aihwkit_lora.tiles.blocks import Blocks, TileTensors
@@ -167,8 +166,7 @@ def _inputs(x: Tensor, tensors: TileTensors, blocks: Blocks, io: TileIO) -> _Inp
     if tensors.input_range is not None:
         limit = tensors.input_range[..., None, None]
         values = values.clamp(-limit, limit) / limit
-    if blocks.bias_row:
-        values = F.pad(values, (0, 1), value=1.0)
+    values = blocks.add_bias_row(values)
     if io.perfect or not io.scale_inputs:
         gain = values.new_full((*values.shape[:3], 1), 1.0 / io.constant_scale)
         return _Inputs(values, gain, None)
@@ -306,10 +304,18 @@ def _rounded(values: Tensor, at_random: bool) -> Tensor:
     return values.round_()
 
 
+def fraction_of_largest(drive: Tensor) -> Tensor:
+    """Drives of tiles whose full scale is their own affair: each vector's largest stands in for it.
+
+    Args:
+        drive: What drives the rows, shape ``(..., rows)``.
+    """
+    return drive / drive.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+
+
 def _fraction_of_full_scale(drive: Tensor, io: TileIO) -> Tensor:
     if io.perfect:
-        # An ideal tile has no full scale of its own; each vector's largest value stands in.
-        return drive / drive.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+        return fraction_of_largest(drive)
     return drive / io.inp_bound if io.inp_bound > 0 else drive
 
 

@@ -91,13 +91,11 @@ class Blocks:
 
     def used_columns(self, device: torch.device) -> Tensor:
         """Which columns of each tile there are, not padding; ``(out_tiles, columns)``, boolean."""
-        sizes = torch.tensor(self.out_sizes, device=device)
-        return torch.arange(self.columns, device=device) < sizes[:, None]
+        return _used(self.out_sizes, device)
 
     def used_rows(self, device: torch.device) -> Tensor:
         """Which rows of each tile there are, not padding; ``(in_tiles, rows)``, boolean."""
-        sizes = torch.tensor(self.in_sizes, device=device)
-        return torch.arange(self.rows, device=device) < sizes[:, None]
+        return _used(self.in_sizes, device)
 
     def put(
         self,
@@ -134,6 +132,10 @@ class Blocks:
         parts = x.split(self.in_sizes, dim=1)
         return torch.stack([F.pad(part, (0, self.rows - part.shape[1])) for part in parts])
 
+    def add_bias_row(self, values: Tensor) -> Tensor:
+        """Drive a bias row with 1, behind the inputs ``(..., rows)``; nothing if there is none."""
+        return F.pad(values, (0, 1), value=1.0) if self.bias_row else values
+
     def join_inputs(self, blocks: Tensor) -> Tensor:
         """Undo :meth:`split_inputs`; a bias row is dropped."""
         if self.bias_row:
@@ -156,6 +158,11 @@ class Blocks:
             return blocks.reshape(blocks.shape[0], self.out_features)
         parts = zip(blocks.unbind(1), self.out_sizes, strict=True)
         return torch.cat([block[:, :size] for block, size in parts], dim=1)
+
+
+def _used(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    ends = torch.tensor(sizes, device=device)
+    return torch.arange(max(sizes), device=device) < ends[:, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aihwkit_lora.errors import ConfigurationError, StageError
 from aihwkit_lora.tiles.array import FrozenTileArray
 from aihwkit_lora.tiles.blocks import Blocks, TileTensors
-from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
+from aihwkit_lora.tiles.freeze import plain_name, required_layers
 
 
 def drift_(
@@ -59,11 +59,7 @@ def drift_(
         raise ConfigurationError(
             f"drift_: expected a time since programming of 0 s or more, got {seconds!r}."
         )
-    layers = [(plain_name(name), layer.analog_module) for name, layer in frozen_layers(model)]
-    if not layers:
-        raise StageError(
-            f"{type(model).__name__}: expected frozen layers, got none. Call freeze_(model) first."
-        )
+    layers = [(plain_name(name), layer.analog_module) for name, layer in required_layers(model)]
     # All layers are computed before the first one changes: after an error nothing has.
     seen: list[TileTensors | None] = [None] * len(layers)
     if seconds > 0.0:

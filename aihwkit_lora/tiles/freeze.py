@@ -18,6 +18,7 @@ from aihwkit_lora.errors import (
     UnsupportedTileError,
 )
 from aihwkit_lora.tiles.array import FrozenTileArray
+from aihwkit_lora.tiles.blocks import TileTensors
 from aihwkit_lora.tiles.engines import Engine, EngineName, FusedEngine, fused_engine
 from aihwkit_lora.tiles.grid import (
     TileGrid,
@@ -28,7 +29,7 @@ from aihwkit_lora.tiles.grid import (
     tile_weight,
 )
 from aihwkit_lora.tiles.layers import FrozenLayer, frozen_class, ordinary_layer
-from aihwkit_lora.tiles.record import AihwkitDrift, Programming
+from aihwkit_lora.tiles.record import AihwkitDrift, Cells, Programming
 from aihwkit_lora.tiles.reference import ReferenceEngine
 
 # Where PEFT 0.21 keeps copies of whole layers.
@@ -95,10 +96,9 @@ def engines(model: nn.Module) -> list[EngineChoice]:
         >>> print(al.engines(al.freeze_(model, programmed_by="example"))[0])
         layer '0': fused, since it follows all of the tile's settings
     """
-    _required(model)
     return [
         EngineChoice(plain_name(name), engine.name, engine.reason)
-        for name, layer in frozen_layers(model)
+        for name, layer in required_layers(model)
         for engine in [layer.analog_module.engine]
     ]
 
@@ -236,7 +236,7 @@ def fingerprint(model: nn.Module) -> str:
         64
     """
     digest = hashlib.sha256()
-    for layer in _required(model):
+    for _, layer in required_layers(model):
         digest.update(layer.analog_module.current_digests().cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -257,8 +257,7 @@ def verify(model: nn.Module) -> None:
         >>> model = al.convert(nn.Sequential(nn.Linear(3, 2)), chip)
         >>> al.verify(al.freeze_(model, programmed_by="example"))
     """
-    _required(model)
-    for name, layer in frozen_layers(model):
+    for name, layer in required_layers(model):
         if _COPIES.search(name):
             raise FrozenConductanceError(
                 f"layer '{plain_name(name)}': expected the array that was frozen, got a copy that "
@@ -278,8 +277,15 @@ def verify(model: nn.Module) -> None:
                 )
 
 
-def _required(model: nn.Module) -> list[FrozenLayer]:
-    layers = [layer for _, layer in frozen_layers(model)]
+def required_layers(model: nn.Module) -> list[tuple[str, FrozenLayer]]:
+    """List the frozen layers of a model that has to have some.
+
+    Args:
+        model: A frozen model, plain or wrapped by PEFT.
+    Raises:
+        StageError: There is none.
+    """
+    layers = list(frozen_layers(model))
     if not layers:
         raise StageError(
             f"{type(model).__name__}: expected frozen layers, got none. Call freeze_(model) first."
@@ -390,8 +396,10 @@ def _thawed(layer: FrozenLayer) -> nn.Module:
             f"layer '{layer.layer_name}': expected tiles {array.blocks}, got {grid.blocks} from "
             "its configuration. Keep rpu_config.mapping as it was when the layer was converted."
         )
-    for index, tile in enumerate(grid.each()):
-        _refill(tile, array, index, pulsed=grid.pulsed)
+    places = zip(grid.each(), array.positions(), strict=True)
+    for index, (tile, position) in enumerate(places):
+        cells = array.programming.cells[index] if grid.pulsed and array.programming.cells else None
+        _refill(tile, array.programmed.tile(array.blocks, position), cells)
     array.engine.refill(grid)
     bias = layer._parameters["bias"]
     if bias is not None and grid.bias is not None:
@@ -403,12 +411,10 @@ def _thawed(layer: FrozenLayer) -> nn.Module:
     return ordinary
 
 
-def _refill(tile: TileModule, array: FrozenTileArray, index: int, *, pulsed: bool) -> None:
-    """Give an ordinary tile what a frozen one holds."""
-    held = array.programmed.tile(array.blocks, list(array.positions())[index])
-    cells = array.programming.cells
-    if pulsed and cells:
-        hold_cells(tile, cells[index].state.persistent, cells[index].response.parameters)
+def _refill(tile: TileModule, held: TileTensors, cells: Cells | None) -> None:
+    """Give an ordinary tile what a frozen one holds, and a pulsed one its own cells."""
+    if cells is not None:
+        hold_cells(tile, cells.state.persistent, cells.response.parameters)
     else:
         hold(tile, held.conductance[0].T)
     tile.set_scales(held.scale[0, 0].clone())

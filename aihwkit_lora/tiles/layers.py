@@ -55,7 +55,9 @@ class FrozenLayer(AnalogLayerBase, nn.Module):
         self._parameters["bias"] = None if bias is None else _fixed_parameter(bias)
         if bias is None:
             # PEFT asks the model's first parameter for its device, so there has to be one.
-            self.register_parameter("device_anchor", _fixed_parameter(array.scale.new_empty(0)))
+            self.register_parameter(
+                "device_anchor", _fixed_parameter(torch.empty(0, device=array.device))
+            )
 
     @property
     def layer_name(self) -> str:
@@ -107,9 +109,9 @@ class FrozenLayer(AnalogLayerBase, nn.Module):
 
     def get_weights(self, **_: Any) -> tuple[Tensor, Tensor | None]:
         """Copies of the logical weights ``(out_features, in_features)`` and the bias."""
-        bias = self.bias
-        weight = self.analog_module.logical_weight().detach().cpu().clone()
-        return weight, None if bias is None else bias.detach().cpu().clone()
+        weight, held = self.analog_module.get_weights()
+        digital = self._parameters["bias"]
+        return weight, held if digital is None else digital.detach().cpu().clone()
 
     def extra_repr(self) -> str:
         """What torch's layer says, tiles and engine."""

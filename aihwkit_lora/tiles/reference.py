@@ -18,7 +18,7 @@ from aihwkit.simulator.tiles.module import TileModule
 from torch import Tensor, nn
 
 from aihwkit_lora.errors import StageError, UnsupportedTileError
-from aihwkit_lora.tiles.blocked import ReadProbe, transposed_mvm
+from aihwkit_lora.tiles.blocked import ReadProbe, fraction_of_largest, transposed_mvm
 from aihwkit_lora.tiles.blocks import Blocks, TileTensors
 from aihwkit_lora.tiles.engines import kind_of
 from aihwkit_lora.tiles.grid import TileGrid
@@ -84,7 +84,9 @@ class ReferenceEngine:
     ) -> Tensor:
         """Read tile by tile; from ``(vectors, in_features)`` to ``(vectors, out_features)``."""
         for probe in probes:
-            probe.on_read(_full_scale(x, blocks))
+            # aihwkit's tiles keep their drives inside.
+            driven = blocks.add_bias_row(blocks.split_inputs(x)[:, None])
+            probe.on_read(fraction_of_largest(driven))
         total = x.new_zeros(len(x), blocks.out_features)
         for position, reader in self._each(tensors, blocks):
             rows, columns = blocks.features_of(position)
@@ -175,14 +177,6 @@ def _fit(tile: TileModule, periphery: Periphery) -> None:
         tile.set_forward_parameters(dict(periphery.drawn))
     for name, quantizer in periphery.quantizers.items():
         setattr(tile, name, deepcopy(quantizer))
-
-
-def _full_scale(x: Tensor, blocks: Blocks) -> Tensor:
-    """Drives as fractions of each vector's largest value; aihwkit's tiles keep theirs inside."""
-    parts = blocks.split_inputs(x)[:, None]
-    if blocks.bias_row:
-        parts = torch.nn.functional.pad(parts, (0, 1), value=1.0)
-    return parts / parts.abs().amax(-1, keepdim=True).clamp(min=1e-30)
 
 
 def _periphery(tile: TileModule, layer: str, *, with_output: bool) -> Periphery:

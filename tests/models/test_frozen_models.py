@@ -175,7 +175,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(case: Any, frozen: Make
         gradients.append([p.grad for p in adapted.parameters() if p.requires_grad])
     assert all(bool(gradient.any()) for gradient in gradients[0])
     for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
+        # Of the largest gradient: elements near zero are differences of large sums, whose
+        # last bits depend on the processor.
+        assert float((recomputed - plain).abs().max()) <= 1e-5 * float(plain.abs().max())
 
 
 def test_autocast_to_bfloat16_stays_near_full_precision(case: Any, frozen: Make) -> None:
