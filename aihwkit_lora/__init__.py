@@ -22,6 +22,7 @@ from aihwkit_lora.errors import (
 
 _check_environment()
 
+from aihwkit_lora.adapters import DigitalUnit, pipeline  # noqa: E402
 from aihwkit_lora.metering import Counts, EnergyReport, Ledger, price  # noqa: E402
 from aihwkit_lora.metering.observe import Observer, observe  # noqa: E402
 from aihwkit_lora.programming.program import program_  # noqa: E402
@@ -40,7 +41,7 @@ from aihwkit_lora.tiles import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from aihwkit_lora.adapters.analog_lora import AnalogLoraConfig
+    from aihwkit_lora.adapters import AnalogLoraConfig, digitize_, power_cycle_, undigitize_
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "ConfigurationError",
     "Counts",
     "DataError",
+    "DigitalUnit",
     "EnergyReport",
     "EnvironmentMismatchError",
     "FrozenConductanceError",
@@ -62,25 +64,31 @@ __all__ = [
     "UnsupportedTileError",
     "chips",
     "convert",
+    "digitize_",
     "drift_",
     "engines",
     "fingerprint",
     "freeze_",
     "frozen_layers",
     "observe",
+    "pipeline",
+    "power_cycle_",
     "price",
     "program_",
     "reprogram_",
     "target_modules",
     "thaw_",
+    "undigitize_",
     "verify",
 ]
 
+_WITH_PEFT = ("AnalogLoraConfig", "digitize_", "power_cycle_", "undigitize_")
+
 
 def __getattr__(name: str) -> Any:
-    # Importing PEFT takes seconds, and only whoever makes a configuration needs it.
-    if name == "AnalogLoraConfig":
-        from aihwkit_lora.adapters import AnalogLoraConfig
+    # Importing PEFT takes seconds, and only whoever has adapters needs it.
+    if name in _WITH_PEFT:
+        from aihwkit_lora import adapters
 
-        return AnalogLoraConfig
+        return getattr(adapters, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.metering import Ledger
 from aihwkit_lora.metering.macs import Macs, count_macs
-from aihwkit_lora.programming.program import seeded
 from aihwkit_lora.programming.reprogram import reprogram_
+from aihwkit_lora.programming.writer import seeded
 from aihwkit_lora.tiles import FrozenLinear, frozen_layers
 
 
@@ -78,7 +78,7 @@ class Reprogrammer:
             for name, layer in model.named_modules()
             if isinstance(layer, MasterLinear)
         }
-        tolerance = chip.write_policy.tolerance / chip.state_full_scale
+        tolerance = chip.encoding.weight_tolerance(chip.write_policy.tolerance)
         self._ends = {name: _ends(master, tolerance) for name, master in self._masters.items()}
         self._generator = seeded(seed)
 

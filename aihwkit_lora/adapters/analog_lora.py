@@ -19,10 +19,10 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from aihwkit_lora.adapters.budget import Footprint, largest_rank, total_bits
+from aihwkit_lora.adapters.digital_unit import FLOAT_BITS, DigitalUnit, kib
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.tiles.freeze import frozen_layers, plain_name, target_modules
-
-_BITS_PER_KIB = 8 * 1024
 
 
 @dataclass
@@ -34,7 +34,7 @@ class AnalogLoraConfig(LoraConfig):
 
     Args:
         sram_kib: Memory for adapter weights, in KiB; None means that nobody checks.
-        bits: Width of a stored adapter weight.
+        bits: Width of a stored adapter weight; DoRA's magnitudes stay 16-bit floats.
     Raises:
         ConfigurationError: No target is named, or a width or size is not positive.
 
@@ -76,13 +76,16 @@ class AnalogLoraConfig(LoraConfig):
             )
 
     @classmethod
-    def for_model(cls, model: nn.Module, **options: Any) -> Self:
+    def for_model(
+        cls, model: nn.Module, *, unit: DigitalUnit | None = None, **options: Any
+    ) -> Self:
         """Name the frozen layers of a model and check that their adapters fit the SRAM.
 
         Adapters that the model carries already share the SRAM, so they count.
 
         Args:
             model: A frozen model, also one that carries adapters already.
+            unit: Gives ``sram_kib`` and ``bits``.
             options: Fields of this class and of :class:`peft.LoraConfig`. ``target_modules``,
                 where given, is used as it is.
         Returns:
@@ -91,7 +94,8 @@ class AnalogLoraConfig(LoraConfig):
         Raises:
             StageError: The model has no frozen layer.
             ConfigurationError: The adapters do not fit, ``modules_to_save`` names a frozen layer,
-                or a target is of a type whose adapters cannot be counted.
+                a target is of a type whose adapters cannot be counted, or memory and width are
+                given besides the unit.
 
         Example:
             >>> import aihwkit_lora as al
@@ -106,6 +110,8 @@ class AnalogLoraConfig(LoraConfig):
         names = target_modules(model)
         if options.get("target_modules") is None:
             options = {**options, "target_modules": _targets(model, names)}
+        if unit is not None:
+            options = _with_unit(options, unit)
         config = cls(**options)
         config._check_modules_to_save(model)
         if config.sram_kib is not None:
@@ -133,27 +139,24 @@ class AnalogLoraConfig(LoraConfig):
                     )
 
     def _check_budget(self, model: nn.Module) -> None:
-        layers = list(_adapted(model, self))
-        needed = sum(self._adapter_size(*layer) for layer in layers)
-        present = _present(model)
-        available = math.floor((self.sram_kib or 0.0) * _BITS_PER_KIB)
-        if (needed + present) * self.bits <= available:
+        layers = [(name, self._footprint(name, layer)) for name, layer in _adapted(model, self)]
+        needed = total_bits([part for _, part in layers], self.bits)
+        present = _present_bits(model, self.bits)
+        available = DigitalUnit(sram_kib=self.sram_kib or 0.0).capacity_bits
+        if needed + present <= available:
             return
-        beside = f" beside {self._kib(present)} of adapters in place" if present else ""
+        beside = f" beside {kib(present)} of adapters in place" if present else ""
         raise ConfigurationError(
             f"AnalogLoraConfig: expected adapters that fit {self.sram_kib:g} KiB of SRAM, got "
-            f"{self._kib(needed)} for {len(layers)} layers at rank {self.r} and {self.bits} "
-            f"bits{beside}. {self._largest_rank(layers, available // self.bits - present)}"
+            f"{kib(needed)} for {len(layers)} layers at rank {self.r} and {self.bits} "
+            f"bits{beside}. {self._largest_rank(layers, available - present)}"
         )
 
-    def _largest_rank(self, layers: list[tuple[str, nn.Module]], room: int) -> str:
-        """Say which rank fits into ``room`` weights, where rank_pattern keeps its own ranks."""
-        free = [layer for layer in layers if not self._rank_is_set(layer[0])]
-        at_zero = sum(self._adapter_size(*layer, rank=0) for layer in free)
-        at_zero += sum(self._adapter_size(*layer) for layer in layers if layer not in free)
-        slope = sum(self._adapter_size(*layer, rank=1) for layer in free)
-        slope -= sum(self._adapter_size(*layer, rank=0) for layer in free)
-        rank = (room - at_zero) // slope if slope else 0
+    def _largest_rank(self, layers: list[tuple[str, Footprint]], room: int) -> str:
+        """Say which rank fits into ``room`` bits, where rank_pattern keeps its own ranks."""
+        free = [part for name, part in layers if not self._rank_is_set(name)]
+        rest = total_bits([part for name, part in layers if self._rank_is_set(name)], self.bits)
+        rank = largest_rank(free, room - rest, self.bits)
         if rank >= 1:
             return f"The largest rank that fits is r={rank}."
         return "No rank fits: adapt fewer layers, lower rank_pattern or bits, or get more SRAM."
@@ -161,26 +164,36 @@ class AnalogLoraConfig(LoraConfig):
     def _rank_is_set(self, name: str) -> bool:
         return get_pattern_key(list(self.rank_pattern or {}), name) in (self.rank_pattern or {})
 
-    def _adapter_size(self, name: str, layer: nn.Module, rank: int | None = None) -> int:
-        """Adapter weights of one layer: A, B, and a bias of B or a magnitude where asked for."""
-        if rank is None:
-            patterns = self.rank_pattern or {}
-            rank = int(patterns.get(get_pattern_key(list(patterns), name), self.r))
-        vectors = int(bool(self.lora_bias)) + int(bool(self.use_dora))
+    def _footprint(self, name: str, layer: nn.Module) -> Footprint:
+        """What PEFT will create: A, B, and a bias of B or magnitudes where asked for."""
+        patterns = self.rank_pattern or {}
+        rank = int(patterns.get(get_pattern_key(list(patterns), name), self.r))
         if isinstance(layer, nn.Linear):
-            return rank * (layer.in_features + layer.out_features) + vectors * layer.out_features
-        if isinstance(layer, _ConvNd):
-            down = rank * layer.in_channels * math.prod(layer.kernel_size)
-            up = layer.out_channels * rank // layer.groups
-            return down + up + vectors * layer.out_channels
-        raise ConfigurationError(
-            f"layer '{name}': expected a linear or convolutional layer, got "
-            f"{type(layer).__name__}, whose adapter cannot be counted. Leave it out of "
-            "target_modules, or leave out sram_kib."
+            per_rank, outputs = layer.in_features + layer.out_features, layer.out_features
+        elif isinstance(layer, _ConvNd):
+            outputs = layer.out_channels
+            down = layer.in_channels * math.prod(layer.kernel_size)
+            per_rank = down + outputs // layer.groups
+        else:
+            raise ConfigurationError(
+                f"layer '{name}': expected a linear or convolutional layer, got "
+                f"{type(layer).__name__}, whose adapter cannot be counted. Leave it out of "
+                "target_modules, or leave out sram_kib."
+            )
+        return Footprint(
+            rank=rank,
+            per_rank=per_rank,
+            biases=outputs * bool(self.lora_bias),
+            magnitudes=outputs * bool(self.use_dora),
         )
 
-    def _kib(self, weights: int) -> str:
-        return f"{weights * self.bits / _BITS_PER_KIB:.4g} KiB"
+
+def _with_unit(options: dict[str, Any], unit: DigitalUnit) -> dict[str, Any]:
+    if both := sorted(options.keys() & {"sram_kib", "bits"}):
+        raise ConfigurationError(
+            f"AnalogLoraConfig: expected a unit or {' and '.join(both)}, got both. Leave one out."
+        )
+    return {**options, "sram_kib": unit.sram_kib, "bits": unit.stored_bits}
 
 
 def _targets(model: nn.Module, frozen: list[str]) -> list[str] | str:
@@ -213,10 +226,10 @@ def _matches(config: LoraConfig, name: str) -> bool:
     return bool(check_target_module_exists(config, name))
 
 
-def _present(model: nn.Module) -> int:
-    """Count the weights of the adapters that a model carries already."""
+def _present_bits(model: nn.Module, width: int) -> int:
+    """Bits of the adapters that a model carries already."""
     weights = {
-        id(parameter): parameter.numel()
+        id(parameter): parameter.numel() * (FLOAT_BITS if "magnitude" in part else width)
         for module in model.modules()
         if isinstance(module, BaseTunerLayer)
         for part in module.adapter_layer_names

@@ -8,13 +8,30 @@ from cited numbers, or assumed. Ranges span what the sources disagree about.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from aihwkit.inference import StateIndependentNoiseModel
 from aihwkit.simulator.presets.devices import ReRamArrayOMPresetDevice
 
+from aihwkit_lora.chips.adc import adc_energy
 from aihwkit_lora.chips.chip import Chip, chips
+from aihwkit_lora.chips.maker import Maker
 from aihwkit_lora.chips.mapping import ConductanceMapping
-from aihwkit_lora.chips.write_policy import WritePolicy
-from aihwkit_lora.metering.pricing import PriceList, Quantity, Status
+from aihwkit_lora.chips.quantities import (
+    BOOKKEEPING,
+    OVERLAPPING,
+    backwards,
+    cell_energy_j,
+    digital_prices,
+    quantity,
+    write_and_read_times,
+    x2g_energy_j,
+)
+from aihwkit_lora.chips.write_policy import PulseStatistics, WritePolicy
+from aihwkit_lora.metering.pricing import PriceList, Status
 
+_PAPER = "arXiv:2601.10037"
+_CODE = _PAPER + ", code (github.com/MrLinNing/RMAdaptiveMachine)"
 _NEURRAM = "NeuRRAM chip code (github.com/weierwan/Neurram_48core)"
 _CIMLOOP = "CiMLoop, memory_cells/rram_wan_nature_2022.cell.yaml"
 _CELL_FILES = "low: 0.6 pJ of nvsim_RRAM.cell (MΩ memory cells, 10 ns)"
@@ -22,160 +39,110 @@ _HOROWITZ = (
     "Horowitz, ISSCC 2014, 45 nm, known to us from transcriptions only, times 16 for CV² at 180 nm "
     "and 1.8 V"
 )
-_HWC = "hwcomponents-adc 1.0.21 (arXiv:2404.06553) at 180 nm"
+_LIBRARY = "hwcomponents_library 1.0.58 at 180 nm"
 _ISAAC = "ISAAC constants in hwcomponents_library 1.0.58, scaled to 180 nm"
 
-READ_VOLTAGE = Quantity(
-    value=0.2,
-    unit="V",
-    source="verify voltage of " + _NEURRAM + ", taken for inference too",
-    status=Status.ASSUMED,
+READ_VOLTAGE = quantity(
+    0.2, "V", f"verify voltage of {_NEURRAM}, taken for inference too", Status.ASSUMED
 )
-READ_TIME = Quantity(
-    value=100e-9, unit="s", source="time that a row is driven in a product", status=Status.ASSUMED
+READ_TIME = quantity(100, "ns", "time that a row is driven in a product", Status.ASSUMED)
+PULSE_WIDTH = quantity(
+    1,
+    "µs",
+    f"program_array in {_NEURRAM}; low: program_increment there",
+    Status.CITED,
+    low=0.1,
 )
-PULSE_WIDTH = Quantity(
-    value=1e-6, unit="s", source="pulse_width of " + _NEURRAM, status=Status.CITED
-)
-SET_VOLTAGE = Quantity(value=1.75, unit="V", source=_CIMLOOP, status=Status.CITED)
-RESET_VOLTAGE = Quantity(
-    value=2.5, unit="V", source="start of the RESET ramp, " + _NEURRAM, status=Status.ASSUMED
-)
-MEAN_CONDUCTANCE = Quantity(
-    value=50e-6, unit="S", source="zero of the mapping, arXiv:2601.10037, code", status=Status.CITED
-)
-VERIFY_TIME = Quantity(value=1e-6, unit="s", source="as long as a pulse", status=Status.ASSUMED)
-MVM_TIME = Quantity(
-    value=1e-6, unit="s", source="8-bit input and conversion of a tile", status=Status.ASSUMED
-)
+SET_VOLTAGE = quantity(1.75, "V", _CIMLOOP, Status.CITED)
+RESET_VOLTAGE = quantity(2.5, "V", f"start of the RESET ramp, {_NEURRAM}", Status.ASSUMED)
+MEAN_CONDUCTANCE = quantity(50, "µS", f"zero of the mapping, {_CODE}", Status.CITED)
+VERIFY_TIME = quantity(1, "µs", "as long as a pulse", Status.ASSUMED)
+MVM_TIME = quantity(1, "µs", "8-bit input and conversion of a tile", Status.ASSUMED)
 
+_SET = cell_energy_j(SET_VOLTAGE, MEAN_CONDUCTANCE, PULSE_WIDTH)
+_RESET = cell_energy_j(RESET_VOLTAGE, MEAN_CONDUCTANCE, PULSE_WIDTH)
+_VERIFY = cell_energy_j(READ_VOLTAGE, MEAN_CONDUCTANCE, VERIFY_TIME)
+_LOWEST_PULSE = 0.6e-12
 
-def _joules(
-    picojoules: float,
-    source: str,
-    status: Status,
-    low: float | None = None,
-    high: float | None = None,
-) -> Quantity:
-    return Quantity(
-        value=picojoules * 1e-12,
-        unit="J",
-        source=source,
-        status=status,
-        low=None if low is None else low * 1e-12,
-        high=None if high is None else high * 1e-12,
-    )
-
-
-# V²·G·t of one pulse at the mean conductance, in pJ.
-_SET = SET_VOLTAGE.value**2 * MEAN_CONDUCTANCE.value * PULSE_WIDTH.value * 1e12
-_RESET = RESET_VOLTAGE.value**2 * MEAN_CONDUCTANCE.value * PULSE_WIDTH.value * 1e12
-_VERIFY_CELL = READ_VOLTAGE.value**2 * MEAN_CONDUCTANCE.value * VERIFY_TIME.value * 1e12
-_READ_CELL = READ_VOLTAGE.value**2 * MEAN_CONDUCTANCE.value * READ_TIME.value * 1e12
-# One count of cell_read_x2g is 2⁻³² pS of x²·G; the rest is V²·t.
-_X2G_UNIT = READ_VOLTAGE.value**2 * READ_TIME.value * 1e-12 / 2**32 * 1e12
-
-_ADC = 44.1
-_ADC_LOW = 9.13
-_MAC_FP16 = 24.0
-_SRAM_READ = 1.30
-_SRAM_WRITE = 1.72
-
-_dac = _joules(18.2, "8 one-bit steps, " + _ISAAC, Status.LIBRARY)
-_adc = _joules(_ADC, f"8 bit, {_HWC}; low: {_ISAAC}", Status.LIBRARY, low=_ADC_LOW)
-_mac = _joules(
-    _MAC_FP16,
-    f"FP16, {_HOROWITZ}; low: 16-bit integer MAC of hwcomponents_library 1.0.58 at 180 nm",
-    Status.DERIVED,
-    low=14.0,
+_adc = adc_energy(8, 180e-9)
+_adc = replace(_adc, source=f"{_adc.source}; low: {_ISAAC}", low=9.13e-12)
+_dac = quantity(2.28, "pJ", f"1-bit DAC, {_ISAAC}", Status.LIBRARY)
+_shift_add = quantity(0.12, "pJ", _ISAAC, Status.LIBRARY)
+_x2g = quantity(
+    x2g_energy_j(READ_VOLTAGE, READ_TIME),
+    "J",
+    "V²·x²·G·t with 0.2 V and 100 ns (both assumed), summed over cells",
+    Status.ASSUMED,
 )
 
 _ENERGY = {
-    "set_pulses": _joules(
+    "set_pulses": quantity(
         _SET,
+        "J",
         f"V²·G·t with 1.75 V, 50 µS, 1 µs; {_CELL_FILES}; high: as RESET",
         Status.DERIVED,
-        low=0.6,
+        low=_LOWEST_PULSE,
         high=_RESET,
     ),
-    "reset_pulses": _joules(
-        _RESET, f"V²·G·t with 2.5 V, 50 µS, 1 µs; {_CELL_FILES}", Status.DERIVED, low=0.6
+    "reset_pulses": quantity(
+        _RESET,
+        "J",
+        f"V²·G·t with 2.5 V (assumed), 50 µS, 1 µs; {_CELL_FILES}",
+        Status.ASSUMED,
+        low=_LOWEST_PULSE,
     ),
-    "verify_reads": _joules(
-        _VERIFY_CELL + _ADC,
-        f"V²·G·t with 0.2 V, 50 µS, 1 µs, and one conversion by {_HWC}; low: {_ISAAC}",
-        Status.DERIVED,
-        low=_VERIFY_CELL + _ADC_LOW,
+    "verify_reads": quantity(
+        _VERIFY, "J", "V²·G·t with 50 µS, 0.2 V and 1 µs (both assumed)", Status.ASSUMED
     ),
-    "row_drives": _dac,
-    "cell_read_x2g": _joules(
-        _X2G_UNIT, "V²·x²·G·t with 0.2 V and 100 ns, summed over cells", Status.DERIVED
-    ),
+    "verify_conversions": _adc,
+    "active_row_drive_bits": _dac,
+    "cell_read_x2g": _x2g,
     "adc_conversions": _adc,
-    "transposed_row_drives": _dac,
-    "transposed_cell_reads": _joules(
-        _READ_CELL,
-        "V²·G·t with 0.2 V, 50 µS, 100 ns, as if every gradient were full scale; low: none is",
+    "transposed_row_drive_bits": backwards(_dac, "row_drive_bits"),
+    "transposed_cell_read_x2g": backwards(_x2g, "cell_read_x2g"),
+    "transposed_adc_conversions": backwards(_adc, "adc_conversions"),
+    "shift_adds": _shift_add,
+    "transposed_shift_adds": backwards(_shift_add, "shift_adds"),
+} | digital_prices(
+    mac_fp16=quantity(
+        24.0,
+        "pJ",
+        f"FP16, {_HOROWITZ}; low: 16-bit integer MAC of {_LIBRARY}",
         Status.DERIVED,
-        low=0.0,
+        low=14.0,
     ),
-    "transposed_adc_conversions": _adc,
-    "shift_adds": _joules(0.12, _ISAAC, Status.LIBRARY),
-    "forward_macs": _mac,
-    "input_gradient_macs": _mac,
-    "weight_gradient_macs": _mac,
-    "optimizer_updates": _joules(
-        2.0 * _MAC_FP16 + 48.0 * 0.5 * (_SRAM_READ + _SRAM_WRITE),
-        "two FP16 MAC and 48 bits of SRAM traffic, half of it reads",
+    mac_int8=quantity(
+        4.8,
+        "pJ",
+        f"8-bit product and sum, {_HOROWITZ}; low: 8-bit integer MAC of {_LIBRARY}",
         Status.DERIVED,
-        low=2.0 * 14.0 + 48.0 * 0.5 * (_SRAM_READ + _SRAM_WRITE),
+        low=3.95,
     ),
-    "sram_read_bits": _joules(
-        _SRAM_READ,
-        "8 kB, CACTI 7 at 90 nm times 4 for 180 nm; high: " + _HOROWITZ,
+    mac_int16=quantity(14.0, "pJ", f"16-bit integer MAC, Aladdin's, of {_LIBRARY}", Status.LIBRARY),
+    addition=quantity(
+        0.436,
+        "pJ",
+        f"16-bit integer adder of {_LIBRARY}; high: FP16 sum, {_HOROWITZ}",
+        Status.LIBRARY,
+        high=6.4,
+    ),
+    sram_read=quantity(
+        1.30,
+        "pJ",
+        f"8 kB, CACTI 7 at 90 nm times 4 for 180 nm; high: {_HOROWITZ}",
         Status.DERIVED,
         high=2.5,
     ),
-    "sram_write_bits": _joules(
-        _SRAM_WRITE, "8 kB, CACTI 7 at 90 nm times 4 for 180 nm", Status.DERIVED
+    sram_write=quantity(1.72, "pJ", "8 kB, CACTI 7 at 90 nm times 4 for 180 nm", Status.DERIVED),
+    offchip=quantity(
+        40.0,
+        "pJ",
+        "LPDDR, hwcomponents_cacti 1.0.40; low: LPDDR4, high: DDR3",
+        Status.LIBRARY,
+        low=8.0,
+        high=70.0,
     ),
-    "offchip_read_bits": _joules(
-        40.0, "LPDDR, hwcomponents_cacti; low: LPDDR4, high: DDR3", Status.LIBRARY, 8.0, 70.0
-    ),
-    "offchip_write_bits": _joules(
-        40.0, "LPDDR, hwcomponents_cacti; low: LPDDR4, high: DDR3", Status.LIBRARY, 8.0, 70.0
-    ),
-}
-_LATENCY = {
-    "set_pulses": PULSE_WIDTH,
-    "reset_pulses": PULSE_WIDTH,
-    "verify_reads": VERIFY_TIME,
-    "array_cycles": MVM_TIME,
-    "transposed_array_cycles": MVM_TIME,
-}
-# Bookkeeping, or part of another event of the same read or write.
-_NO_ENERGY = frozenset(
-    {
-        "programmed_cells",
-        "pulsed_cells",
-        "failed_cells",
-        "array_cycles",
-        "tile_reads",
-        "active_row_drives",
-        "cell_reads",
-        "transposed_array_cycles",
-        "transposed_tile_reads",
-    }
 )
-_NO_TIME = (_NO_ENERGY - _LATENCY.keys()) | {
-    "row_drives",
-    "cell_read_x2g",
-    "adc_conversions",
-    "shift_adds",
-    "transposed_row_drives",
-    "transposed_cell_reads",
-    "transposed_adc_conversions",
-}
 
 # Weights fill this part of the device's nominal range, so that few cells are asked for more than
 # they can reach. The accepted ±1 µS of the 30 µS half window are then ±0.02 in cell states, for
@@ -184,8 +151,67 @@ _NO_TIME = (_NO_ENERGY - _LATENCY.keys()) | {
 # reach the window's ends, it is about twice that.
 _STATE_FULL_SCALE = 0.6
 _TOLERANCE_SIEMENS = 1e-6
+_STATISTICS = PulseStatistics(mean_pulses=8.52, median_pulses=5.0, sigma_ln=1.06)
+_LOOP = "closed loop simulated on the device parameters of Gong et al., IEDM 2022, at ±0.02"
 
 _mapping = ConductanceMapping(g_min_siemens=20e-6, g_max_siemens=80e-6)
+
+_FACTS = {
+    "rows and columns": quantity(128, "1", f"{_PAPER}, README of its code", Status.CITED),
+    "lower end of the window": quantity(20, "µS", _CODE, Status.CITED),
+    "upper end of the window": quantity(80, "µS", _CODE, Status.CITED),
+    "mean conductance": MEAN_CONDUCTANCE,
+    "cells per weight": quantity(
+        1, "1", f"G = 50 µS + s·w, {_CODE}; the middle is taken out digitally", Status.CITED
+    ),
+    "simulated cell, dw_min": quantity(
+        0.0949,
+        "1",
+        "aihwkit's ReRamArrayOM (Gong et al., IEDM 2022) stands in for the macro's cell",
+        Status.ASSUMED,
+    ),
+    "accepted error of a cell": quantity(
+        1, "µS", f"g_tol in {_NEURRAM}; nothing is published for this macro", Status.ASSUMED
+    ),
+    "cell state of the window's upper end": quantity(
+        _STATE_FULL_SCALE,
+        "1",
+        "chosen so that nearly all cells can reach the window's ends",
+        Status.ASSUMED,
+    ),
+    "pulses before a cell fails": quantity(
+        200, "1", "where about 99 % of simulated cells have verified", Status.ASSUMED
+    ),
+    "pulses of a cell, mean": quantity(
+        _STATISTICS.mean_pulses, "1", f"8520 ns in pulses of 1 µs, {_CIMLOOP}", Status.DERIVED
+    ),
+    "pulses of a cell, median": quantity(_STATISTICS.median_pulses, "1", _LOOP, Status.DERIVED),
+    "pulses of a cell, σ of the logarithm": quantity(
+        _STATISTICS.sigma_ln, "1", _LOOP, Status.DERIVED
+    ),
+    "error that programming leaves, σ": quantity(
+        1, "µS", f"default of {_CODE}; high: end of its sweep", Status.CITED, high=10
+    ),
+    "read voltage": READ_VOLTAGE,
+    "time a row is driven": READ_TIME,
+    "SET voltage": SET_VOLTAGE,
+    "RESET voltage": RESET_VOLTAGE,
+    "pulse width": PULSE_WIDTH,
+    "resolution of DAC and ADC": quantity(
+        8, "1", "bits, as in NeuRRAM and HERMES; not published for this macro", Status.ASSUMED
+    ),
+    "column sum at which the ADC clips": quantity(8.0, "1", "no source", Status.ASSUMED),
+    "energy of a row driven with zero": quantity(
+        0,
+        "J",
+        f"count_rram_snn_operations in {_CODE} counts nonzero spikes only; a row that stays at "
+        "rest is taken to cost nothing",
+        Status.ASSUMED,
+    ),
+    "energy of selecting a word line": quantity(
+        0, "J", "no source gives the C·V² of a word line", Status.ASSUMED
+    ),
+}
 
 RM_180NM = Chip(
     name="rm-180nm",
@@ -193,61 +219,32 @@ RM_180NM = Chip(
     rows=128,
     columns=128,
     mapping=_mapping,
-    state_full_scale=_STATE_FULL_SCALE,
+    cell_states=(-_STATE_FULL_SCALE, _STATE_FULL_SCALE),
     write_policy=WritePolicy(
         device=ReRamArrayOMPresetDevice,
         tolerance=_STATE_FULL_SCALE * _TOLERANCE_SIEMENS / _mapping.half_width_siemens,
         max_pulses=200,
+        statistics=_STATISTICS,
     ),
     dac_bits=8,
     adc_bits=8,
     adc_full_scale=8.0,
     prices=PriceList(
-        energy=_ENERGY, latency=_LATENCY, energy_free=_NO_ENERGY, latency_free=_NO_TIME
+        energy=_ENERGY,
+        latency=write_and_read_times(
+            set_pulse=PULSE_WIDTH, reset_pulse=PULSE_WIDTH, verify=VERIFY_TIME, product=MVM_TIME
+        ),
+        energy_free=BOOKKEEPING | {"row_drive_bits"},
+        latency_free=OVERLAPPING,
     ),
-    facts={
-        "rows and columns": Quantity(
-            value=128, unit="1", source="arXiv:2601.10037, README of its code", status=Status.CITED
-        ),
-        "lower end of the window": Quantity(
-            value=20e-6, unit="S", source="arXiv:2601.10037, code", status=Status.CITED
-        ),
-        "upper end of the window": Quantity(
-            value=80e-6, unit="S", source="arXiv:2601.10037, code", status=Status.CITED
-        ),
-        "accepted error of a cell": Quantity(
-            value=_TOLERANCE_SIEMENS,
-            unit="S",
-            source="g_tol in " + _NEURRAM + "; nothing is published for this macro",
-            status=Status.ASSUMED,
-        ),
-        "pulses before a cell fails": Quantity(
-            value=200,
-            unit="1",
-            source="where about 99 % of simulated cells have verified",
-            status=Status.ASSUMED,
-        ),
-        "cells per weight, and their device": Quantity(
-            value=1,
-            unit="1",
-            source="a cell per weight; aihwkit's ReRamArrayOM (Gong et al., IEDM 2022) stands in",
-            status=Status.ASSUMED,
-        ),
-        "cell state of a full-scale weight": Quantity(
-            value=_STATE_FULL_SCALE,
-            unit="1",
-            source="chosen so that nearly all cells can reach the window's ends",
-            status=Status.ASSUMED,
-        ),
-        "column sum at which the ADC clips": Quantity(
-            value=8.0, unit="1", source="no source", status=Status.ASSUMED
-        ),
-        "read voltage": READ_VOLTAGE,
-        "time a row is driven": READ_TIME,
-        "pulse width": PULSE_WIDTH,
-        "SET voltage": SET_VOLTAGE,
-        "RESET voltage": RESET_VOLTAGE,
-        "mean conductance": MEAN_CONDUCTANCE,
-    },
+    endurance_pulses=quantity(
+        1e6,
+        "1",
+        "4-level HfOx cells (Huang et al., abstract); high: best cells in reviews (PMC5105152)",
+        Status.ASSUMED,
+        high=1e12,
+    ),
+    programming_noise=Maker(StateIndependentNoiseModel, {"prog_coeff": [1.0, 0.0, 0.0]}, _mapping),
+    facts=_FACTS,
 )
 chips.add(RM_180NM.name, RM_180NM)

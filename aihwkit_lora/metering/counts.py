@@ -23,7 +23,14 @@ class Level(StrEnum):
     @property
     def rank(self) -> int:
         """0 for the surest."""
-        return list(Level).index(self)
+        return _RANKS[self]
+
+    def or_less_sure(self, other: Level) -> Level:
+        """The less sure of two levels."""
+        return other if _RANKS[other] > _RANKS[self] else self
+
+
+_RANKS = {level: rank for rank, level in enumerate(Level)}
 
 
 class Counts(Mapping[str, int]):
@@ -59,7 +66,7 @@ class Counts(Mapping[str, int]):
     @property
     def level(self) -> Level:
         """The least sure level of all events; exact if nothing happened."""
-        return max(self._levels.values(), key=lambda level: level.rank, default=Level.EXACT)
+        return max(self._levels.values(), key=_RANKS.__getitem__, default=Level.EXACT)
 
     @property
     def pulses(self) -> int:
@@ -109,14 +116,17 @@ class Counts(Mapping[str, int]):
         Args:
             parts: Counts to add.
         """
-        values: dict[str, int] = {}
-        levels: dict[str, Level] = {}
+        total = cls()
         for part in parts:
-            for event, value in part._values.items():
-                values[event] = values.get(event, 0) + value
-                pair = (levels.get(event, Level.EXACT), part._levels[event])
-                levels[event] = max(pair, key=lambda level: level.rank)
-        return cls._of(values, levels)
+            total._take(part)
+        return total
+
+    def _take(self, part: Counts) -> None:
+        """Add in place; only for counts that nobody else has seen yet."""
+        values, levels = self._values, self._levels
+        for event, value in part._values.items():
+            values[event] = values.get(event, 0) + value
+            levels[event] = levels.get(event, Level.EXACT).or_less_sure(part._levels[event])
 
     def minus(self, earlier: Counts) -> Counts:
         """What happened after ``earlier``, an older total of the same ledger.

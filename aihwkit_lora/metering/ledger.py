@@ -32,9 +32,8 @@ class Ledger:
             phase: When, for example ``"unlearn"``.
             layer: Where: the layer's full name, ``""`` for the model as a whole.
         """
-        key = (phase, layer)
-        known = self._entries.get(key)
-        self._entries[key] = counts if known is None else known + counts
+        # In place, because a training step adds some dozens of times; only copies are handed out.
+        self._entries.setdefault((phase, layer), Counts())._take(counts)
 
     def total(
         self, *, phase: str | None = None, layer: str | None = None, side: Side | None = None

@@ -11,13 +11,19 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from aihwkit_lora.chips.mapping import ConductanceMapping
 from aihwkit_lora.errors import StageError
 from aihwkit_lora.metering.counts import Counts
+from aihwkit_lora.metering.digital_probe import (
+    ActivationProbe,
+    AdapterProbe,
+    DigitalProbe,
+    Probe,
+    adds_adapters,
+    applies_activation,
+)
 from aihwkit_lora.metering.ledger import Ledger
-from aihwkit_lora.metering.macs import MacCounter, counter_of
-from aihwkit_lora.metering.probes import DigitalProbe, TileProbe
+from aihwkit_lora.metering.macs import counter_of
+from aihwkit_lora.metering.tile_probe import TileProbe
 from aihwkit_lora.tiles.freeze import plain_name
 from aihwkit_lora.tiles.layers import FrozenLayer
-
-_PROBES = (TileProbe, DigitalProbe)
 
 
 class Observer:
@@ -95,8 +101,8 @@ class Observer:
         for name, module in self.model.named_modules():
             if isinstance(module, FrozenLayer):
                 self._watch_tiles(plain_name(name), module)
-            elif (macs := counter_of(module)) is not None:
-                self._watch_digital(plain_name(name), module, macs)
+            else:
+                self._watch_digital(plain_name(name), module)
         self._undo.append(register_optimizer_step_post_hook(self._on_optimizer_step).remove)
 
     def _watch_tiles(self, name: str, layer: FrozenLayer) -> None:
@@ -112,9 +118,14 @@ class Observer:
         probes.append(probe)
         self._undo.append(lambda: probes.remove(probe))
 
-    def _watch_digital(self, name: str, module: nn.Module, macs: MacCounter) -> None:
-        probe = DigitalProbe(self, name, macs)
-        self._undo.append(module.register_forward_hook(probe, with_kwargs=True).remove)
+    def _watch_digital(self, name: str, module: nn.Module) -> None:
+        hook = module.register_forward_hook
+        if (macs := counter_of(module)) is not None:
+            self._undo.append(hook(DigitalProbe(self, name, macs), with_kwargs=True).remove)
+        if adds_adapters(module):
+            self._undo.append(hook(AdapterProbe(self, name), with_kwargs=True).remove)
+        if applies_activation(module):
+            self._undo.append(hook(ActivationProbe(self, name)).remove)
 
     def _on_optimizer_step(self, optimizer: Optimizer, *_: object) -> None:
         own = {id(parameter) for parameter in self.model.parameters()}
@@ -128,10 +139,11 @@ class Observer:
             self.add("", Counts({"optimizer_updates": updated}))
 
 
-def _probes_of(module: nn.Module) -> list[TileProbe | DigitalProbe]:
+def _probes_of(module: nn.Module) -> list[TileProbe | Probe]:
     """Everything that observes a layer already."""
     tiles = module.analog_module.probes if isinstance(module, FrozenLayer) else []
-    return [p for p in (*tiles, *module._forward_hooks.values()) if isinstance(p, _PROBES)]
+    hooks = (*tiles, *module._forward_hooks.values())
+    return [hook for hook in hooks if isinstance(hook, TileProbe | Probe)]
 
 
 def observe(
@@ -145,8 +157,11 @@ def observe(
 
     Counted exactly: reads of every tile in both directions with their row drives and conversions,
     the data-dependent sum Σx²·G of all cells read forwards, multiply–accumulates of digital linear
-    and convolutional layers (adapters included) forwards and backwards, and parameters updated by
-    optimisers. Not counted: activation functions, norms, additions of activations.
+    and convolutional layers (adapters included) forwards and backwards, values that LoRA layers add
+    to their outputs, values of activation modules of torch and transformers, and parameters updated
+    by optimisers. On a digital unit (``digitize_``) also adapters loaded, and the SRAM traffic of
+    forward passes. Not counted: activation functions called as functions, which no hook sees;
+    norms, softmax inside attention and sums of activations; SRAM traffic of backward passes.
 
     Args:
         model: A model whose analogue layers are all frozen, plain or wrapped by PEFT.

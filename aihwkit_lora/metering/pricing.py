@@ -34,6 +34,8 @@ class Quantity:
         status: Whether it was cited, printed by a library, derived or assumed.
         low: Low end; ``value`` if None.
         high: High end; ``value`` if None.
+        follows: In a price list, the event whose price this one copies: while the two have the same
+            range, they vary together in the range of a ratio.
     Raises:
         ConfigurationError: No source is given, or the ends are not in order.
 
@@ -49,6 +51,7 @@ class Quantity:
     status: Status
     low: float | None = None
     high: float | None = None
+    follows: str | None = None
 
     def __post_init__(self) -> None:
         if not self.source.strip():

@@ -1,13 +1,16 @@
-"""Write-verify without the loop: pulse counts from published statistics instead of pulses.
+"""Write–verify without the loop: pulse counts from published statistics instead of pulses.
 
 Both estimates give the same kind of result as :func:`write_verify` and say how they came about:
 their counts carry the level ``sampled`` or ``mean``. A cell that verifies at the first read costs
-no pulses at either level.
+no pulses at any level. The statistics are those of the policy; what passes one after another
+follows from the pulses of each cell by :func:`~aihwkit_lora.programming.slots.least_slots`.
+:func:`write` is the one door to all levels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
@@ -16,8 +19,65 @@ from aihwkit_lora.chips.write_policy import WritePolicy
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering.counts import Level
 from aihwkit_lora.programming.devices import normal
-from aihwkit_lora.programming.response import CellState
-from aihwkit_lora.programming.write_verify import WriteResult, require_matching
+from aihwkit_lora.programming.response import CellState, PulseResponse
+from aihwkit_lora.programming.slots import least_slots
+from aihwkit_lora.programming.write_verify import WriteResult, require_matching, write_verify
+
+Noise = Callable[[Tensor, Generator], Tensor]
+"""Tells what written cells hold, given their targets, shape ``(cells,)``, in cell-state units."""
+
+
+def write(
+    target: Tensor,
+    state: CellState,
+    response: PulseResponse,
+    policy: WritePolicy,
+    generator: Generator,
+    *,
+    level: Level = Level.SIMULATED,
+    noise: Noise | None = None,
+) -> WriteResult:
+    """Write every cell to its target, pulse by pulse or by statistics.
+
+    Args:
+        target: Wanted weight per cell, shape ``(..., columns, rows)``, in cell-state units.
+        state: Where the cells stand now.
+        response: The cells. Only the level ``simulated`` asks how they move.
+        policy: How the chip writes them.
+        generator: Source of all randomness.
+        level: ``simulated`` runs the closed loop of :func:`write_verify`; ``sampled`` and ``mean``
+            draw or spread the pulses of ``policy.statistics``.
+        noise: Error of programming at the level ``sampled``, as in :func:`write_sampled`. The other
+            levels leave errors of their own, or none, and do not use it.
+    Returns:
+        New state, and pulses, reads and failures per cell, at that level.
+    Raises:
+        ConfigurationError: Shapes differ, a target is not a number, or cells cannot be written at
+            that level.
+
+    Example:
+        >>> from aihwkit.simulator.presets.devices import ReRamArrayOMPresetDevice
+        >>> policy = WritePolicy(device=ReRamArrayOMPresetDevice, tolerance=0.02)
+        >>> seeded = Generator().manual_seed(0)
+        >>> cells = PulseResponse.draw(policy.device(), (10, 10), seeded)
+        >>> fresh, target = cells.hold(torch.zeros(10, 10), seeded), torch.full((10, 10), 0.9)
+        >>> for level in (Level.SIMULATED, Level.SAMPLED, Level.MEAN):
+        ...     result = write(target, fresh, cells, policy, seeded, level=level)
+        ...     print(result.counts().level, result.counts()["programmed_cells"])
+        simulated 100
+        sampled 100
+        mean 100
+    """
+    require_matching(target, state, response.shape)
+    if level == Level.SIMULATED:
+        return write_verify(target, state, response, policy, generator)
+    if level == Level.SAMPLED:
+        return write_sampled(target, state, policy, generator, noise=noise)
+    if level == Level.MEAN:
+        return write_mean(target, state, policy)
+    raise ConfigurationError(
+        f"write: expected level 'simulated', 'sampled' or 'mean', got {str(level)!r}."
+    )
 
 
 def write_sampled(
@@ -26,30 +86,26 @@ def write_sampled(
     policy: WritePolicy,
     generator: Generator,
     *,
-    median_pulses: float = 5.0,
-    sigma_ln: float = 1.06,
+    noise: Noise | None = None,
 ) -> WriteResult:
-    """Write cells with pulse counts drawn from a log-normal distribution.
-
-    The defaults describe IBM's 14 nm OM ReRAM array at a tolerance of 0.02: the statistics of a
-    simulated closed loop on the device parameters of Gong et al., IEDM 2022, not a measured
-    histogram. Other tolerances and devices need other numbers; :func:`write_verify` gives them.
+    """Write cells with pulse counts drawn from the log-normal distribution of the policy.
 
     Args:
         target: Wanted weight per cell, in cell-state units.
         state: Where the cells stand now. Cells in tolerance are not touched.
-        policy: Tolerance, budget and verify reads. A cell whose drawn count exceeds
-            ``max_pulses`` spends all of these and fails (0.95 % of the cells at 60).
+        policy: Tolerance, budget, verify reads and statistics. A cell whose drawn count exceeds
+            ``max_pulses`` spends all of these and fails (0.93 % of the cells at 60 with the default
+            statistics).
         generator: Source of randomness.
-        median_pulses: Median of the log-normal distribution; above 0.
-        sigma_ln: Standard deviation of the logarithm of the count; 0 or more.
+        noise: Tells what written cells hold, given their targets, for example by a model of the
+            errors that remain some time after programming. If None, they lie anywhere in the
+            tolerance with equal probability.
     Returns:
-        Written cells lie anywhere in the tolerance with equal probability; failed cells stay
-        where they were, the pessimistic end. SET and RESET share a cell's pulses equally, an odd
-        one goes towards the target.
+        Failed cells stay where they were, the pessimistic end. SET and RESET share a cell's pulses
+        equally, an odd one goes towards the target.
     Raises:
-        ConfigurationError: Shapes differ, a target is not a number, or a statistic is out of
-            range.
+        ConfigurationError: Shapes differ, a target is not a number, or the noise gives another
+            shape than it was given.
 
     Example:
         >>> from aihwkit.simulator.presets.devices import ReRamArrayOMPresetDevice
@@ -59,38 +115,29 @@ def write_sampled(
         >>> float(result.pulses.float().median())
         5.0
     """
-    if not (median_pulses > 0.0 and sigma_ln >= 0.0):
-        raise ConfigurationError(
-            "write_sampled: expected median_pulses above 0 and sigma_ln of 0 or more, got "
-            f"{median_pulses} and {sigma_ln}."
-        )
     waiting = _out_of_tolerance(target, state, policy, generator)
-    drawn = (math.log(median_pulses) + sigma_ln * normal(target, generator)).exp()
-    drawn = drawn.round().clamp(min=1.0)
+    statistics = policy.statistics
+    drawn = math.log(statistics.median_pulses) + statistics.sigma_ln * normal(target, generator)
+    drawn = drawn.exp().round().clamp(min=1.0)
     failed = waiting & (drawn > policy.max_pulses)
     pulses = torch.where(waiting, drawn.clamp(max=policy.max_pulses), 0.0).int()
-    place = torch.rand(target.shape, generator=generator, device=target.device, dtype=target.dtype)
-    weight = target + policy.tolerance * (2.0 * place - 1.0)
-    written = torch.where(waiting & ~failed, weight, state.apparent)
+    done = waiting & ~failed
+    written = state.apparent.clone()
+    written[done] = _held(target[done], policy, generator, noise)
     return _result(target, state, written, pulses, failed, policy, Level.SAMPLED)
 
 
-def write_mean(
-    target: Tensor, state: CellState, policy: WritePolicy, *, mean_pulses: float = 8.52
-) -> WriteResult:
-    """Write cells exactly to their targets, at a mean number of pulses for each.
-
-    The default is the mean behind the ``SetPulse`` of 8520 ns, in pulses of 1 us, that CiMLoop's
-    cell file ``rram_wan_nature_2022`` gives for NeuRRAM (Wan et al., Nature 2022).
+def write_mean(target: Tensor, state: CellState, policy: WritePolicy) -> WriteResult:
+    """Write cells exactly to their targets, at the policy's mean number of pulses for each.
 
     Args:
         target: Wanted weight per cell, in cell-state units.
         state: Where the cells stand now. Cells in tolerance are not touched.
-        policy: Tolerance and verify reads. The budget plays no role: no cell fails.
-        mean_pulses: Mean over the cells that need writing; 0 or more. Each cell gets a whole
-            number of pulses, and all cells together the mean, rounded down once.
+        policy: Tolerance, verify reads and statistics. The budget plays no role: no cell fails.
+            Each cell gets a whole number of pulses, and all cells together the mean, rounded down
+            once.
     Raises:
-        ConfigurationError: Shapes differ, a target is not a number, or the mean is negative.
+        ConfigurationError: Shapes differ, or a target is not a number.
 
     Example:
         >>> from aihwkit.simulator.presets.devices import ReRamArrayOMPresetDevice
@@ -99,14 +146,10 @@ def write_mean(
         >>> int(write_mean(blank + 0.5, CellState(blank, blank), policy).pulses.sum())
         852
     """
-    if not mean_pulses >= 0.0:
-        raise ConfigurationError(
-            f"write_mean: expected mean_pulses of 0 or more, got {mean_pulses}."
-        )
     waiting = _out_of_tolerance(target, state, policy)
     # Differences of the rounded running total: whole pulses per cell, and the right sum.
     order = waiting.flatten().cumsum(0).double()
-    total = (order * mean_pulses + 1e-9).floor()
+    total = (order * policy.statistics.mean_pulses + 1e-9).floor()
     pulses = torch.diff(total, prepend=total.new_zeros(1)).view(target.shape).int()
     written = torch.where(waiting, target, state.apparent)
     failed = torch.zeros_like(waiting)
@@ -123,6 +166,22 @@ def _out_of_tolerance(
         noise = policy.verify_noise / policy.verify_averages**0.5
         error = error + noise * normal(error, generator)
     return error.abs() > policy.tolerance
+
+
+def _held(target: Tensor, policy: WritePolicy, generator: Generator, noise: Noise | None) -> Tensor:
+    """What written cells hold, given their targets."""
+    if noise is None:
+        place = torch.rand(
+            target.shape, generator=generator, device=target.device, dtype=target.dtype
+        )
+        return target + policy.tolerance * (2.0 * place - 1.0)
+    held = noise(target, generator)
+    if held.shape != target.shape:
+        raise ConfigurationError(
+            f"write_sampled: expected noise to give a weight for each of {target.numel()} targets, "
+            f"got shape {tuple(held.shape)}."
+        )
+    return held.to(target.dtype)
 
 
 def _result(
@@ -143,5 +202,7 @@ def _result(
         reset_pulses=pulses - set_pulses,
         verify_reads=(pulses + 1) * policy.reads_per_verify,
         failed=failed,
+        slots=least_slots(set_pulses, pulses - set_pulses, policy),
+        verify_with=policy.verify_with,
         level=level,
     )

@@ -11,6 +11,7 @@ from aihwkit_lora.chips.chip import Chip
 from aihwkit_lora.metering.counts import Counts
 from aihwkit_lora.metering.pricing import EnergyReport, price
 from aihwkit_lora.programming.write_verify import WriteResult
+from aihwkit_lora.tiles.record import Cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,14 @@ class LayerProgramming:
         counts: Pulses, verify reads, cells and failures.
         rms_error_siemens: Root mean square distance of the cells from their targets.
         max_error_siemens: Largest distance, failed cells included.
+        most_worn: Pulses that the most worn cell has taken in all writings so far.
     """
 
     layer: str
     counts: Counts
     rms_error_siemens: float
     max_error_siemens: float
+    most_worn: int
 
     @property
     def failed_fraction(self) -> float:
@@ -71,28 +74,46 @@ class ProgramReport:
         return self.counts["failed_cells"] / max(1, self.counts["programmed_cells"])
 
     @property
+    def most_worn(self) -> int:
+        """Pulses that the most worn cell of all layers has taken in all writings so far."""
+        return max((layer.most_worn for layer in self.layers), default=0)
+
+    @property
+    def endurance_used(self) -> float | None:
+        """Most worn cell's share of the pulses that the chip's cells are taken to survive.
+
+        None if the chip does not say how many these are.
+        """
+        endurance = self.chip.endurance_pulses
+        return None if endurance is None else self.most_worn / endurance.value
+
+    @property
     def energy(self) -> EnergyReport:
         """Joules and seconds on the chip."""
         return price(self.counts, self.chip)
 
 
 def layer_programming(
-    layer: str, targets: list[Tensor], results: list[WriteResult], siemens_per_state: float
+    layer: str, cells: list[Cells], goals: list[Tensor], results: list[WriteResult]
 ) -> LayerProgramming:
     """Sum up the tiles of a layer.
 
     Args:
         layer: Full name of the layer.
-        targets: Wanted cell states of each tile.
+        cells: Cells of each tile after writing.
+        goals: Cell states that were asked for, also of cells that were not tried again.
         results: What writing each tile did.
-        siemens_per_state: Conductance of one unit of cell state.
     """
     errors = torch.cat(
-        [(r.state.apparent - t).flatten() for t, r in zip(targets, results, strict=True)]
-    )
+        [
+            (tile.state.apparent - goal).flatten() * tile.encoding.siemens_per_state
+            for tile, goal in zip(cells, goals, strict=True)
+        ]
+    ).double()
     return LayerProgramming(
         layer=layer,
         counts=Counts.sum(result.counts() for result in results),
-        rms_error_siemens=float(errors.double().square().mean().sqrt()) * siemens_per_state,
-        max_error_siemens=float(errors.abs().max()) * siemens_per_state,
+        rms_error_siemens=float(errors.square().mean().sqrt()),
+        max_error_siemens=float(errors.abs().max()),
+        most_worn=max(int(tile.wear.max()) for tile in cells),
     )

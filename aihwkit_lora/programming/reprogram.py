@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from aihwkit_lora.chips.chip import Chip
 from aihwkit_lora.chips.write_policy import WritePolicy
 from aihwkit_lora.errors import ConfigurationError, StageError, UnsupportedTileError
 from aihwkit_lora.metering.ledger import Ledger
-from aihwkit_lora.programming.program import record, seeded
+from aihwkit_lora.programming.program import record
 from aihwkit_lora.programming.report import LayerProgramming, ProgramReport, layer_programming
-from aihwkit_lora.programming.write_verify import WriteResult, write_verify
+from aihwkit_lora.programming.write_verify import WriteResult
+from aihwkit_lora.programming.writer import WriteLevel, Writer
 from aihwkit_lora.tiles.array import FrozenTileArray
 from aihwkit_lora.tiles.freeze import frozen_layers, plain_name
 from aihwkit_lora.tiles.layers import FrozenLayer
@@ -41,6 +42,7 @@ def reprogram_(
     phase: str = "reprogram",
     seed: int | None = None,
     policy: WritePolicy | None = None,
+    level: WriteLevel = "simulated",
 ) -> ProgramReport:
     """Write new weights into frozen arrays, cell by cell, from where the cells stand now.
 
@@ -60,12 +62,13 @@ def reprogram_(
         phase: Name of the phase in the ledger.
         seed: Seed of all pulses; drawn from torch's generator if None.
         policy: Write policy instead of the chip's.
+        level: How counts come about, see ``program_``.
     Returns:
         Pulses, verify reads, failed cells and residual error per layer.
     Raises:
         StageError: There is no frozen layer of that name, no adapter to consolidate, or the
             layer's cells are unknown because it was not programmed by ``program_``.
-        ConfigurationError: A target has another shape.
+        ConfigurationError: A target has another shape, or there is no such level.
         UnsupportedTileError: An adapter is more than a sum of plain LoRA branches.
 
     Example:
@@ -90,10 +93,9 @@ def reprogram_(
         raise StageError(
             f"expected targets for frozen layers, got '{unknown[0]}'. Known: {', '.join(layers)}."
         )
-    generator, policy = seeded(seed), policy or chip.write_policy
+    writer = Writer.of(chip, policy=policy, level=level, seed=seed)
     written = [
-        _rewrite(name, layers[name], target, chip, policy, generator)
-        for name, target in wanted.items()
+        _rewrite(name, layers[name], target, chip, writer) for name, target in wanted.items()
     ]
     for part in written:
         part.layer.analog_module = part.array
@@ -153,44 +155,43 @@ def _start_over(adapters: Mapping[str, LoraLayer]) -> None:
 
 
 def _rewrite(
-    name: str,
-    layer: FrozenLayer,
-    target: Tensor,
-    chip: Chip,
-    policy: WritePolicy,
-    generator: Generator,
+    name: str, layer: FrozenLayer, target: Tensor, chip: Chip, writer: Writer
 ) -> _Rewritten:
     array = layer.analog_module
-    known = array.programming.cells
+    known = array.programming
     _require_writable(name, layer, target)
     conductance, scale = array.programmed.conductance.clone(), array.programmed.scale.clone()
     blocks = array.blocks
     cells, goals, results = [], [], []
-    for tile, position, part in zip(known, array.positions(), _split(target, array), strict=True):
+    parts = zip(known.cells, array.positions(), _split(target, array), strict=True)
+    for tile, position, part in parts:
         wanted, scale_now = part.detach().float().cpu(), array.tile(*position)[1]
-        normalised, factor = _normalised(wanted, scale_now, tile, policy)
-        goal = normalised * tile.full_scale
-        after, result = _rewrite_tile(tile, goal, policy, generator)
+        normalised, factor = _normalised(wanted, scale_now, tile, writer.policy, chip.scaling)
+        goal = _goal(normalised, tile, writer.policy)
+        after, result = _rewrite_tile(tile, goal, writer)
         blocks.put(conductance, scale, position, after.weight, factor)
         cells.append(after)
         goals.append(goal)
         results.append(result)
-    programming = Programming(source=chip.name, mapping=chip.mapping, cells=tuple(cells))
+    programming = Programming(source=chip.name, mapping=known.mapping, cells=tuple(cells))
     successor = array.rewritten(conductance, scale, programming)
-    per_state = chip.mapping.half_width_siemens / known[0].full_scale
-    return _Rewritten(layer, successor, layer_programming(name, goals, results, per_state))
+    return _Rewritten(layer, successor, layer_programming(name, cells, goals, results))
 
 
-def _rewrite_tile(
-    tile: Cells, goal: Tensor, policy: WritePolicy, generator: Generator
-) -> tuple[Cells, WriteResult]:
-    within_reach = tile.reachable(goal, policy.tolerance)
-    result = write_verify(within_reach, tile.state, tile.response, policy, generator)
+def _rewrite_tile(tile: Cells, goal: Tensor, writer: Writer) -> tuple[Cells, WriteResult]:
+    within_reach = tile.reachable(goal, writer.policy.tolerance)
+    result = writer.write(within_reach, tile.state, tile.response, tile.encoding)
     untried = within_reach != goal
     failed = result.failed | untried
-    # A cell that was not tried keeps the goal that it failed to reach.
-    kept_goal = torch.where(untried, tile.goal, goal)
-    after = Cells(tile.response, result.state, tile.full_scale, kept_goal, failed)
+    after = Cells(
+        tile.response,
+        result.state,
+        tile.encoding,
+        # A cell that was not tried keeps the goal that it failed to reach.
+        torch.where(untried, tile.goal, goal),
+        failed,
+        tile.wear + result.pulses,
+    )
     return after, replace(result, failed=failed)
 
 
@@ -217,7 +218,11 @@ def _split(target: Tensor, array: FrozenTileArray) -> list[Tensor]:
 
 
 def _normalised(
-    weight: Tensor, scale: Tensor, tile: Cells, policy: WritePolicy
+    weight: Tensor,
+    scale: Tensor,
+    tile: Cells,
+    policy: WritePolicy,
+    scaling: Literal["tile", "column"],
 ) -> tuple[Tensor, Tensor]:
     """Normalised weights and output scales; the present scales wherever the weights fit.
 
@@ -225,10 +230,27 @@ def _normalised(
     """
     present = scale.detach().float().cpu()
     normalised = weight / present[:, None]
-    tolerance = policy.tolerance / tile.full_scale
-    within = normalised.abs() <= 1.0 + tolerance
-    there = (normalised - tile.weight).abs() <= tolerance
-    if bool((within | there).all()):
-        return normalised, present
-    factor = torch.full_like(present, float(weight.abs().max()))
+    within = normalised.abs() <= 1.0 + tile.encoding.weight_tolerance(policy.tolerance)
+    fits = (within | _there(normalised, tile, policy)).all(1)
+    if scaling == "tile":
+        fits = fits.all().expand_as(fits)
+    largest = weight.abs().amax(1)
+    if scaling == "tile":
+        largest = largest.max().expand_as(largest)
+    factor = torch.where(fits, present, largest)
     return weight / factor[:, None], factor
+
+
+def _goal(normalised: Tensor, tile: Cells, policy: WritePolicy) -> Tensor:
+    """Wanted cell states. The pairs of a weight that is where it is wanted stay as they are.
+
+    Split anew, such a weight would ask one cell to make up for the error of the other.
+    """
+    goal = tile.encoding.to_states(normalised)
+    if tile.encoding.mapping.pairs == 0:
+        return goal
+    return torch.where(_there(normalised, tile, policy), tile.state.apparent, goal)
+
+
+def _there(normalised: Tensor, tile: Cells, policy: WritePolicy) -> Tensor:
+    return (normalised - tile.weight).abs() <= tile.encoding.weight_tolerance(policy.tolerance)

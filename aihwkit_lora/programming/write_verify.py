@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from aihwkit_lora.chips.write_policy import Together, WritePolicy
+from aihwkit_lora.chips.write_policy import Verifier, WritePolicy
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering.counts import Counts, Level
 from aihwkit_lora.programming.devices import normal
 from aihwkit_lora.programming.response import CellState, PulseResponse
+from aihwkit_lora.programming.slots import SlotCounter, WriteSlots
 
-# Cells worked on at a time: few enough to stay in a processor's cache and to bound the memory,
-# enough that the overhead of torch's calls does not show.
-_BLOCK = 1 << 17
+# Cells worked on at a time: few enough to stay in a processor's cache, to bound the memory, and
+# for torch to use a single thread (its elementwise functions start others for more), which wait for
+# each other at length where processors are busy; enough that the overhead of calls does not show.
+_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
 class WriteResult:
-    """What write-verify did to an array of cells. All tensors have the array's shape.
+    """What writing did to an array of cells. All tensors have the array's shape.
 
     Attributes:
         state: The cells afterwards, failed ones included.
@@ -29,6 +30,8 @@ class WriteResult:
         reset_pulses: RESET pulses each cell took, int32.
         verify_reads: Reads of each cell by its verifications, int32.
         failed: Whether the budget ran out before the cell verified.
+        slots: What passed one after another, for latency.
+        verify_with: What told whether a cell is in tolerance.
         level: How sure the counts are.
 
     Example:
@@ -38,8 +41,8 @@ class WriteResult:
         >>> cells = PulseResponse.draw(policy.device(), (3, 4), seeded)
         >>> state = cells.hold(torch.full((3, 4), 0.1), seeded)
         >>> result = write_verify(state.apparent, state, cells, policy, seeded)
-        >>> int(result.pulses.sum()), int(result.verify_reads.sum()), result.pulse_slots("row")
-        (0, 12, 0)
+        >>> int(result.pulses.sum()), int(result.verify_reads.sum()), result.slots.row_selects
+        (0, 12, 4)
     """
 
     state: CellState
@@ -47,6 +50,8 @@ class WriteResult:
     reset_pulses: Tensor
     verify_reads: Tensor
     failed: Tensor
+    slots: WriteSlots
+    verify_with: Verifier
     level: Level
 
     @property
@@ -56,33 +61,20 @@ class WriteResult:
 
     def counts(self) -> Counts:
         """Sum up the events of all cells, ready for a ledger."""
+        pulses, reads = self.pulses, int(self.verify_reads.sum())
         totals = {
             "set_pulses": int(self.set_pulses.sum()),
             "reset_pulses": int(self.reset_pulses.sum()),
-            "verify_reads": int(self.verify_reads.sum()),
+            "verify_reads": reads,
             "programmed_cells": self.failed.numel(),
-            "pulsed_cells": int((self.pulses > 0).sum()),
+            "pulsed_cells": int((pulses > 0).sum()),
             "failed_cells": int(self.failed.sum()),
         }
-        return Counts(totals, level=self.level)
-
-    def pulse_slots(self, together: Together) -> int:
-        """Count the pulse times that pass one after another, for latency.
-
-        Args:
-            together: Which cells are pulsed at once. A ``"row"`` is a word line: the cells of one
-                input, that is of one index of the last dimension.
-        Returns:
-            Sum, over the groups of cells that wait for each other, of the longest pulse sequence
-            in a group. SET and RESET are taken to share a slot; a driver that needs them apart
-            takes up to twice as long when ``together`` is not ``"cell"``.
-        """
-        pulses = self.pulses
-        if together == "cell" or pulses.numel() == 0:
-            return int(pulses.sum())
-        if together == "array":
-            return int(pulses.max())
-        return int(pulses.reshape(-1, pulses.shape[-1]).amax(dim=0).sum())
+        if self.verify_with == "adc":
+            totals["verify_conversions"] = reads
+        else:  # one verification before the first pulse, and one after each
+            totals["verify_comparisons"] = pulses.numel() + int(pulses.sum())
+        return Counts(totals | asdict(self.slots), level=self.level)
 
 
 def write_verify(
@@ -99,12 +91,16 @@ def write_verify(
     are left alone; cells that spend the budget stay where they are and count as failed. A cell
     that needs n pulses is therefore verified n + 1 times.
 
+    Cells do not disturb each other, so the order in which a chip takes them and the cells that it
+    pulses together change no pulse. They decide what passes one after another: ``slots``.
+
     Args:
-        target: Wanted apparent weight per cell, in cell-state units. Targets outside a cell's
-            bounds are allowed: the chip does not know these, and the cell will fail.
+        target: Wanted apparent weight per cell, shape ``(..., columns, rows)``, in cell-state
+            units. Targets outside a cell's bounds are allowed: the chip does not know these, and
+            the cell will fail.
         state: Where the cells stand now, for example ``response.fresh(generator)``.
         response: The cells.
-        policy: Tolerance, budget, verify reads and ramp.
+        policy: Tolerance, budget, verify reads, ramp, and order.
         generator: Source of all randomness, on the device of the tensors.
     Returns:
         New state, and pulses, reads and failures per cell, at level ``simulated``.
@@ -122,15 +118,26 @@ def write_verify(
         True
     """
     require_matching(target, state, response.shape)
-    goal, cells, start = target.flatten(), response.flat(), state.flat()
-    done = _Finished.empty(goal)
-    for first in range(0, goal.numel(), _BLOCK):
-        end = min(first + _BLOCK, goal.numel())
-        index = torch.arange(first, end, device=goal.device)
-        part = _OpenCells.start(index, goal, start.span(first, end), cells.span(first, end))
-        for finished in _program(part, policy, generator):
-            done.take(finished)
-    return done.result(target.shape, policy)
+    written = array = _Array.start(target, state, response)
+    counter = SlotCounter(tuple(target.shape), policy)
+    still_open = array.index
+    for pulses in range(policy.max_pulses + 1):
+        waiting = [array.verify(cells, policy, generator) for cells in still_open.split(_BLOCK)]
+        still_open = torch.cat([cells for cells, _ in waiting])
+        if still_open.numel() == 0 or pulses == policy.max_pulses:
+            break
+        for cells, up in waiting:
+            array.pulse(cells, up, policy, generator)
+            counter.pulse(array.index.index_select(0, cells), up)
+        counter.end_round()
+        if 2 * still_open.numel() < array.index.numel():
+            array.store(written)
+            array = array.select(still_open)
+            still_open = torch.arange(still_open.numel(), device=target.device)
+    array.store(written)
+    failed = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
+    failed.scatter_(0, array.index.index_select(0, still_open), True)
+    return written.result(failed, target.shape, policy, counter)
 
 
 def require_matching(target: Tensor, state: CellState, shape: torch.Size | None = None) -> None:
@@ -146,113 +153,101 @@ def require_matching(target: Tensor, state: CellState, shape: torch.Size | None 
     expected = target.shape if shape is None else shape
     if not target.shape == state.apparent.shape == state.persistent.shape == expected:
         raise ConfigurationError(
-            "write-verify: expected targets, state and cells of one shape, got "
+            "write–verify: expected targets, state and cells of one shape, got "
             f"{tuple(target.shape)}, {tuple(state.apparent.shape)} and {tuple(expected)}."
         )
     missing = int(target.isnan().sum())
     if missing:
         raise ConfigurationError(
-            f"write-verify: expected a number as every target, got NaN for {missing} of "
+            f"write–verify: expected a number as every target, got NaN for {missing} of "
             f"{target.numel()} cells. Check the weights that are to be programmed."
         )
 
 
 @dataclass(eq=False)
-class _OpenCells:
-    """The cells still being written: flat arrays of one length, which shrink together."""
+class _Array:
+    """Cells while they are written, by their place in flat tensors of one length.
+
+    The further the loop gets, the fewer cells it has to do with. Once less than half of them are
+    still open, these move to an array of their own, where they are neighbours in memory.
+    """
 
     index: Tensor
+    """Places of the cells in the whole array."""
     goal: Tensor
-    state: CellState
     cells: PulseResponse
+    state: CellState
     set_pulses: Tensor
     pulses: Tensor
     run: Tensor
     """Pulses in a row of the present polarity: positive for SET, negative for RESET."""
-    failed: bool = False
 
     @classmethod
-    def start(
-        cls, index: Tensor, goal: Tensor, state: CellState, cells: PulseResponse
-    ) -> _OpenCells:
-        none = torch.zeros(index.shape, dtype=torch.int32, device=index.device)
-        return cls(index, goal[index], state, cells, none, none, none)
+    def start(cls, target: Tensor, state: CellState, response: PulseResponse) -> _Array:
+        index = torch.arange(target.numel(), device=target.device)
+        none = torch.zeros_like(index, dtype=torch.int32)
+        counts = (none, none.clone(), none.clone())
+        return cls(index, target.flatten(), response.flat(), state.select(index), *counts)
 
-    def select(self, mask: Tensor) -> _OpenCells:
-        kept = mask.nonzero().squeeze(1)
-        return _OpenCells(
-            self.index[kept],
-            self.goal[kept],
-            self.state.select(kept),
-            self.cells.select(kept),
-            self.set_pulses[kept],
-            self.pulses[kept],
-            self.run[kept],
+    def select(self, cells: Tensor) -> _Array:
+        index, goal, *counts = (
+            values.index_select(0, cells)
+            for values in (self.index, self.goal, self.set_pulses, self.pulses, self.run)
         )
+        return _Array(index, goal, self.cells.select(cells), self.state.select(cells), *counts)
 
-    def verify(self, policy: WritePolicy, generator: Generator) -> Tensor:
-        """Distance still to go: target minus the average of the verification's reads."""
-        error = self.goal - self.state.apparent
+    def store(self, whole: _Array) -> None:
+        """Put what came of these cells where they belong in the whole array."""
+        if whole is self:
+            return
+        _put(whole.state, self.index, self.state)
+        whole.set_pulses.scatter_(0, self.index, self.set_pulses)
+        whole.pulses.scatter_(0, self.index, self.pulses)
+
+    def verify(
+        self, cells: Tensor, policy: WritePolicy, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Read some cells; return those out of tolerance, and which of them need a SET pulse."""
+        error = self.goal.index_select(0, cells) - self.state.apparent.index_select(0, cells)
         if policy.verify_noise > 0.0:
             noise = policy.verify_noise / policy.verify_averages**0.5
             error = error + noise * normal(error, generator)
-        return error
+        waiting = (error.abs() > policy.tolerance).nonzero().squeeze(1)
+        return cells.index_select(0, waiting), error.index_select(0, waiting) > 0
 
-    def pulse(self, up: Tensor, policy: WritePolicy, generator: Generator) -> None:
-        strength: Tensor | float = 1.0
-        if policy.ramp_increment > 0.0:
-            same = (self.run > 0) == up
-            repeats = torch.where(same, self.run.abs(), 0)
-            strength = (1.0 + policy.ramp_increment * repeats).clamp(max=policy.ramp_limit)
-            self.run = torch.where(up, repeats + 1, -repeats - 1)
-        self.state = self.cells.pulse(self.state, up, generator, strength=strength)
-        self.set_pulses = self.set_pulses + up
-        self.pulses = self.pulses + 1
+    def pulse(self, cells: Tensor, up: Tensor, policy: WritePolicy, generator: Generator) -> None:
+        """Give some cells one pulse each."""
+        strength = self._strength(cells, up, policy) if policy.ramp_increment > 0.0 else 1.0
+        response, before = self.cells.select(cells), self.state.select(cells)
+        after = response.pulse(before, up, generator, strength=strength)
+        _put(self.state, cells, after)
+        self.set_pulses.index_add_(0, cells, up.int())
+        self.pulses.index_add_(0, cells, torch.ones_like(up, dtype=torch.int32))
 
+    def _strength(self, cells: Tensor, up: Tensor, policy: WritePolicy) -> Tensor:
+        run = self.run.index_select(0, cells)
+        repeats = torch.where((run > 0) == up, run.abs(), 0)
+        self.run.scatter_(0, cells, torch.where(up, repeats + 1, -repeats - 1))
+        return (1.0 + policy.ramp_increment * repeats).clamp(max=policy.ramp_limit)
 
-def _program(part: _OpenCells, policy: WritePolicy, generator: Generator) -> Iterator[_OpenCells]:
-    """Run the loop on some cells; yields groups of them as they finish."""
-    for spent in range(policy.max_pulses + 1):
-        error = part.verify(policy, generator)
-        waiting = error.abs() > policy.tolerance
-        yield part.select(~waiting)
-        part, error = part.select(waiting), error[waiting]
-        if part.index.numel() == 0 or spent == policy.max_pulses:
-            break
-        part.pulse(error > 0, policy, generator)
-    part.failed = True
-    yield part
-
-
-@dataclass(eq=False)
-class _Finished:
-    """Where finished cells are collected: flat arrays over all cells."""
-
-    persistent: Tensor
-    apparent: Tensor
-    set_pulses: Tensor
-    pulses: Tensor
-    failed: Tensor
-
-    @classmethod
-    def empty(cls, like: Tensor) -> _Finished:
-        counts = torch.zeros(like.shape, dtype=torch.int32, device=like.device)
-        failed = torch.zeros_like(counts, dtype=torch.bool)
-        return cls(torch.empty_like(like), torch.empty_like(like), counts, counts.clone(), failed)
-
-    def take(self, cells: _OpenCells) -> None:
-        self.persistent[cells.index] = cells.state.persistent
-        self.apparent[cells.index] = cells.state.apparent
-        self.set_pulses[cells.index] = cells.set_pulses
-        self.pulses[cells.index] = cells.pulses
-        self.failed[cells.index] = cells.failed
-
-    def result(self, shape: torch.Size, policy: WritePolicy) -> WriteResult:
+    def result(
+        self, failed: Tensor, shape: torch.Size, policy: WritePolicy, counter: SlotCounter
+    ) -> WriteResult:
+        set_pulses = self.set_pulses.view(shape)
+        reset_pulses = (self.pulses - self.set_pulses).view(shape)
+        state = CellState(self.state.persistent.view(shape), self.state.apparent.view(shape))
         return WriteResult(
-            state=CellState(self.persistent.view(shape), self.apparent.view(shape)),
-            set_pulses=self.set_pulses.view(shape),
-            reset_pulses=(self.pulses - self.set_pulses).view(shape),
+            state=state,
+            set_pulses=set_pulses,
+            reset_pulses=reset_pulses,
             verify_reads=((self.pulses + 1) * policy.reads_per_verify).view(shape),
-            failed=self.failed.view(shape),
+            failed=failed.view(shape),
+            slots=counter.slots(set_pulses, reset_pulses),
+            verify_with=policy.verify_with,
             level=Level.SIMULATED,
         )
+
+
+def _put(state: CellState, cells: Tensor, after: CellState) -> None:
+    state.persistent.scatter_(0, cells, after.persistent)
+    state.apparent.scatter_(0, cells, after.apparent)

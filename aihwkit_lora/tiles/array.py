@@ -80,7 +80,7 @@ class _ReadBack(torch.autograd.Function):
     def forward(grad: Tensor, array: FrozenTileArray) -> Tensor:
         """Read every tile backwards once per row of ``grad``, shape ``(vectors, out_features)``."""
         for probe in array.probes:
-            probe.on_transposed_read(len(grad))
+            probe.on_transposed_read(grad)
         return array.engine.read_back(grad.float(), array.tensors, array.blocks)
 
     @staticmethod

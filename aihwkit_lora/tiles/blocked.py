@@ -48,8 +48,12 @@ class ReadProbe(Protocol):
     def on_repeated_cycles(self, cycles: int) -> None:
         """All repeats of a batch are done; tiles that repeated at once took one cycle together."""
 
-    def on_transposed_read(self, vectors: int) -> None:
-        """All tiles were read backwards (outputs driven, inputs sensed), once per vector."""
+    def on_transposed_read(self, grad: Tensor) -> None:
+        """All tiles were read backwards (outputs driven, inputs sensed), once per vector.
+
+        Args:
+            grad: Gradients of the outputs, shape ``(vectors, out_features)``.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,9 +318,9 @@ def fraction_of_largest(drive: Tensor) -> Tensor:
 
 
 def _fraction_of_full_scale(drive: Tensor, io: TileIO) -> Tensor:
-    if io.perfect:
+    if io.perfect or io.inp_bound <= 0:
         return fraction_of_largest(drive)
-    return drive / io.inp_bound if io.inp_bound > 0 else drive
+    return drive if io.inp_bound == 1.0 else drive / io.inp_bound
 
 
 class _Repeats:

@@ -211,8 +211,7 @@ class _Readout:
         if programming.drift:
             return programming.drift[self._index].target
         if programming.cells:
-            cells = programming.cells[self._index]
-            return cells.goal / cells.full_scale
+            return programming.cells[self._index].wanted_weight
         return self._held.conductance[0].T
 
 

@@ -414,7 +414,7 @@ def _thawed(layer: FrozenLayer) -> nn.Module:
 def _refill(tile: TileModule, held: TileTensors, cells: Cells | None) -> None:
     """Give an ordinary tile what a frozen one holds, and a pulsed one its own cells."""
     if cells is not None:
-        hold_cells(tile, cells.state.persistent, cells.response.parameters)
+        hold_cells(tile, cells)
     else:
         hold(tile, held.conductance[0].T)
     tile.set_scales(held.scale[0, 0].clone())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import NoneType
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aihwkit_lora.errors import UnsupportedTileError
 from aihwkit_lora.tiles.blocks import Blocks, TileTensors
 from aihwkit_lora.tiles.engines import kind_of
+from aihwkit_lora.tiles.record import Cells
 
 
 def analog_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -200,19 +201,18 @@ def hold(tile: TileModule, weight: Tensor) -> None:
     tile.set_weights(rows, bias, apply_weight_scaling=False)
 
 
-def hold_cells(tile: TileModule, persistent: Tensor, parameters: Mapping[str, Tensor]) -> None:
-    """Make a pulsed tile of aihwkit hold given cells.
+def hold_cells(tile: TileModule, cells: Cells) -> None:
+    """Make a pulsed tile of aihwkit hold given cells, one per weight.
 
     aihwkit 1.2.0 draws the write noise of a device anew whenever its state is set, so the weights
     that the tile's reads see differ from the cells' by that noise.
 
     Args:
         tile: A tile with a single pulsed device.
-        persistent: Hidden weights that pulses act on, shape ``(out_size, in_size)``.
-        parameters: Device-to-device parameters by aihwkit's name, same shape.
+        cells: Cells of the tile, as ``program_`` has written them.
     """
-    hidden = dict(tile.get_hidden_parameters())
-    hidden.update(parameters)
+    hidden, persistent = dict(tile.get_hidden_parameters()), cells.state.persistent[0]
+    hidden.update({name: value[0] for name, value in cells.response.parameters.items()})
     if "persistent_weights" in hidden:
         hidden["persistent_weights"] = persistent
     tile.set_hidden_parameters(hidden)

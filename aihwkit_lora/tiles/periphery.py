@@ -194,6 +194,25 @@ def missing(forward: IOParameters) -> Lack | None:
     return None
 
 
+def drive_bits(forward: IOParameters) -> int | None:
+    """Bits of a row's drive, sign included.
+
+    Args:
+        forward: ``rpu_config.forward``.
+    Returns:
+        None if the configuration has no DAC, or one of infinite resolution.
+
+    Example:
+        >>> drive_bits(IOParameters(inp_res=1 / (2**8 - 2))), drive_bits(IOParameters(inp_res=-1))
+        (8, None)
+    """
+    step = _step(forward.inp_res, forward.inp_bound)
+    if step <= 0.0 or forward.is_perfect or forward.mv_type == AnalogMVType.IDEAL:
+        return None
+    steps = round(2.0 * float(forward.inp_bound) / step)
+    return steps.bit_length()
+
+
 def _step(resolution: float, bound: float) -> float:
     """Converter step: aihwkit gives ``resolution`` as a step fraction or as a number of steps."""
     if resolution <= 0 or bound <= 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aihwkit_lora.chips.mapping import ConductanceMapping
+from aihwkit_lora.chips.mapping import CellEncoding, ConductanceMapping
 from aihwkit_lora.programming.response import CellState, PulseResponse
 
 
@@ -16,18 +16,21 @@ class Cells:
     """The cells of one array and where they stand.
 
     Args:
-        response: How each cell moves under a pulse, shape ``(out_size, in_size)``.
+        response: How each cell moves under a pulse. Like all tensors here of shape
+            ``(cells_per_weight, out_size, rows)``.
         state: Where each cell stands, in cell-state units.
-        full_scale: Cell state that stands for the normalised weight 1.
+        encoding: Between weights and cell states.
         goal: Wanted cell states of the last writing.
         failed: Cells that did not get there within their pulse budget.
+        wear: Pulses that each cell has taken in all writings so far.
     """
 
     response: PulseResponse
     state: CellState
-    full_scale: float
+    encoding: CellEncoding
     goal: Tensor
     failed: Tensor
+    wear: Tensor
 
     def reachable(self, goal: Tensor, tolerance: float) -> Tensor:
         """Spare cells that failed already from another round of pulses towards the same goal.
@@ -43,8 +46,18 @@ class Cells:
 
     @property
     def weight(self) -> Tensor:
-        """Normalised weights that a read sees, shape ``(out_size, in_size)``."""
-        return self.state.apparent / self.full_scale
+        """Normalised weights that a read sees, shape ``(out_size, rows)``."""
+        return self.encoding.to_weights(self.state.apparent)
+
+    @property
+    def wanted_weight(self) -> Tensor:
+        """Normalised weights that were to be written, shape ``(out_size, rows)``."""
+        return self.encoding.to_weights(self.goal)
+
+    @property
+    def siemens(self) -> Tensor:
+        """Conductances that a read sees, 64 bit; a simulated cell below zero conducts nothing."""
+        return self.encoding.to_siemens(self.state.apparent.double()).clamp(min=0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 import aihwkit_lora as al
-from aihwkit_lora.adapters import AnalogLoraConfig
+from aihwkit_lora.adapters import AnalogLoraConfig, DigitalUnit, digitize_
 
 
 class Net(nn.Module):
@@ -60,6 +60,16 @@ def frozen(net: nn.Module | None = None, digital: tuple[str, ...] = ("embed",)) 
 
 def kib(weights: int, bits: int) -> float:
     return weights * bits / 8 / 1024
+
+
+def size_kib(adapted: nn.Module, bits: int) -> float:
+    """Of all that PEFT has created; magnitudes are not in fixed point."""
+    widths = [
+        (parameter.numel(), 16 if "magnitude" in name else bits)
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    ]
+    return sum(kib(weights, width) for weights, width in widths)
 
 
 def test_importing_the_package_does_not_import_peft() -> None:
@@ -175,7 +185,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_the_budget_counts_what_peft_creates(options: dict[str, Any]) -> None:
     model = frozen()
     adapted = get_peft_model(model, AnalogLoraConfig.for_model(model, **options))
-    enough = kib(adapted.get_nb_trainable_parameters()[0], 8)
+    enough = size_kib(adapted, 8)
     AnalogLoraConfig.for_model(frozen(), sram_kib=enough, bits=8, **options)
     with pytest.raises(al.ConfigurationError, match="expected adapters that fit"):
         AnalogLoraConfig.for_model(frozen(), sram_kib=enough - kib(1, 1), bits=8, **options)
@@ -185,11 +195,44 @@ def test_the_budget_counts_what_peft_creates(options: dict[str, Any]) -> None:
 def test_the_budget_counts_kernels(options: dict[str, Any]) -> None:
     model = frozen(ConvNet(), digital=())
     adapted = get_peft_model(model, AnalogLoraConfig.for_model(model, **options))
-    enough = kib(adapted.get_nb_trainable_parameters()[0], 8)
+    enough = size_kib(adapted, 8)
     again = frozen(ConvNet(), digital=())
     AnalogLoraConfig.for_model(again, sram_kib=enough, bits=8, **options)
     with pytest.raises(al.ConfigurationError, match="expected adapters that fit"):
         AnalogLoraConfig.for_model(again, sram_kib=enough - kib(1, 1), bits=8, **options)
+
+
+ON_UNIT: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rank by layer": {"rank_pattern": {"head": 5, r"body\.2": 1}},
+    "magnitudes": {"use_dora": True},
+    "bias in B": {"lora_bias": True, "target_modules": ["body.0", "head"]},
+}
+
+
+@pytest.mark.parametrize("options", ON_UNIT.values(), ids=ON_UNIT.keys())
+@pytest.mark.parametrize("bits", [5, None])
+def test_the_budget_is_that_of_the_unit(options: dict[str, Any], bits: int | None) -> None:
+    adapted = get_peft_model(model := frozen(), AnalogLoraConfig.for_model(model, r=3, **options))
+    size = size_kib(adapted, bits or 16)
+    enough = DigitalUnit(bits=bits, sram_kib=size)
+    AnalogLoraConfig.for_model(frozen(), unit=enough, r=3, **options)
+    digitize_(adapted, enough)
+    short = DigitalUnit(bits=bits, sram_kib=size - kib(1, 1))
+    with pytest.raises(al.ConfigurationError, match="AnalogLoraConfig: expected adapters that"):
+        AnalogLoraConfig.for_model(frozen(), unit=short, r=3, **options)
+    with pytest.raises(al.ConfigurationError, match="digital unit: expected active adapters"):
+        digitize_(adapted, short)
+
+
+@pytest.mark.parametrize("also", [{"bits": 8}, {"sram_kib": 1.0}, {"bits": 8, "sram_kib": 1.0}])
+def test_memory_is_given_by_the_unit_or_by_itself(also: dict[str, Any]) -> None:
+    unit = DigitalUnit(bits=4, sram_kib=2.0)
+    config = AnalogLoraConfig.for_model(frozen(), unit=unit)
+    assert (config.bits, config.sram_kib) == (4, 2.0)
+    both = " and ".join(sorted(also))
+    with pytest.raises(al.ConfigurationError, match=f"expected a unit or {both}, got both"):
+        AnalogLoraConfig.for_model(frozen(), unit=unit, **also)
 
 
 def test_the_largest_rank_leaves_layers_with_a_rank_of_their_own_alone() -> None:

@@ -48,14 +48,14 @@ def test_weights_within_the_window_fit(weights: list[float]) -> None:
 @pytest.mark.parametrize(
     ("weights", "found"),
     [
-        ([-1.5, 0.0, 0.5], r"got -1\.5 to 0\.5, that is 5 to 65 µS"),
-        ([0.0, 1.00001], r"got 0 to 1, that is 50 to 80 µS"),
-        ([0.0, math.nan, 0.5], r"got nan to nan, that is nan to nan µS"),
-        ([math.inf, 0.0], r"got 0 to inf, that is 50 to inf µS"),
+        ([-1.5, 0.0, 0.5], r"got -1\.5 to 0\.5"),
+        ([0.0, 1.00001], r"got 0 to 1"),
+        ([0.0, math.nan, 0.5], r"got nan to nan"),
+        ([math.inf, 0.0], r"got 0 to inf"),
     ],
 )
 def test_weights_beyond_the_window_are_refused(weights: list[float], found: str) -> None:
-    match = rf"layer 'head': .* the window 20 to 80 µS, {found}\. Call the layer's remap"
+    match = rf"layer 'head': .* the window of 20 to 80 µS, {found}\. Call the layer's remap"
     with pytest.raises(ConductanceWindowError, match=match):
         WINDOW.require_fits(torch.tensor(weights, dtype=torch.float64), "head")
 
@@ -64,7 +64,7 @@ def test_a_model_scaled_for_another_window_cannot_be_programmed() -> None:
     model = al.convert(nn.Sequential(nn.Linear(3, 2, bias=False)), CHIP)
     tile = next(iter(model.analog_tiles()))
     tile.set_weights(torch.full((2, 3), 2.0), None, apply_weight_scaling=False)
-    with pytest.raises(ConductanceWindowError, match=r"layer '0': .*got 2 to 2, that is 110"):
+    with pytest.raises(ConductanceWindowError, match=r"layer '0': .*got 2 to 2"):
         al.program_(model, CHIP, seed=0)
 
 
@@ -73,9 +73,7 @@ def test_a_model_scaled_for_another_window_cannot_be_programmed() -> None:
     [
         ("rows", 0, "1 or more"),
         ("columns", -128, "1 or more"),
-        ("state_full_scale", 0.0, "above 0 and at most 1"),
-        ("state_full_scale", 1.01, "above 0 and at most 1"),
-        ("state_full_scale", math.nan, "above 0 and at most 1"),
+        ("scaling", "row", "'tile' or 'column'"),
         ("dac_bits", 1, "2 or more"),
         ("adc_bits", 1, "2 or more"),
         ("adc_full_scale", 0.0, "above 0"),
@@ -83,13 +81,13 @@ def test_a_model_scaled_for_another_window_cannot_be_programmed() -> None:
     ],
 )
 def test_fields_out_of_range_are_refused(field: str, value: float, expected: str) -> None:
-    match = f"chip 'rm-180nm': expected {field} {expected}, got {value}"
+    match = f"chip 'rm-180nm': expected {field} {expected}, got {value!r}"
     with pytest.raises(ConfigurationError, match=match):
         replace(CHIP, **{field: value})
 
 
 def test_fields_at_the_ends_of_their_ranges_are_accepted() -> None:
-    smallest = replace(CHIP, rows=1, columns=1, state_full_scale=1.0, dac_bits=2, adc_bits=2)
+    smallest = replace(CHIP, rows=1, columns=1, dac_bits=2, adc_bits=2)
     config = smallest.rpu_config()
     assert (config.mapping.max_input_size, config.mapping.max_output_size) == (1, 1)
     # Two bits, sign included, are the three codes -1, 0 and 1.

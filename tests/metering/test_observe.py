@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import aihwkit_lora as al
 from aihwkit_lora.chips import ConductanceMapping
 from aihwkit_lora.errors import StageError
+from aihwkit_lora.metering.events import X2G_STEPS
 from aihwkit_lora.tiles.layers import FrozenLinear
 
 CHIP = replace(al.chips.get("rm-180nm"), rows=8, columns=4)
@@ -55,7 +56,7 @@ def x2g(layer: FrozenLinear, x: Tensor, window: tuple[int, int] = (20, 80)) -> i
         for vector in x[:, start : start + rows].tolist():
             largest = max(map(abs, vector)) or 1.0
             codes = [round(127 * Fraction(value) / Fraction(largest)) for value in vector]
-            steps = [round(Fraction(2**16 * code, 127)) for code in codes]
+            steps = [X2G_STEPS // 127 * code for code in codes]
             for o in range(len(blocks.out_sizes)):
                 for column in layer.analog_module.tile(i, o)[0].tolist():
                     for step, weight in zip(steps, column, strict=True):
@@ -78,6 +79,8 @@ def test_forward_reads_of_split_tiles(ins: int, outs: int, shape: tuple[int, ...
         "tile_reads": n * in_tiles * out_tiles,
         "row_drives": n * ins * out_tiles,
         "active_row_drives": n * ins * out_tiles,
+        "row_drive_bits": 8 * n * ins * out_tiles,
+        "active_row_drive_bits": 8 * n * ins * out_tiles,
         "cell_reads": n * ins * outs,
         "adc_conversions": n * outs * in_tiles,
         "shift_adds": n * outs * in_tiles,
@@ -104,7 +107,7 @@ def test_an_array_driven_at_full_scale_conducts_its_whole_conductance() -> None:
     tiles = (model[0].analog_module.tile(i, o)[0] for i in range(3) for o in range(3))
     cells = [w for tile in tiles for w in tile.flatten().tolist()]
     picosiemens = sum(max(0, round(50_000_000 + 30_000_000 * Fraction(w))) for w in cells)
-    assert observed(model, x)["cell_read_x2g"] == 2 * 2**32 * picosiemens
+    assert observed(model, x)["cell_read_x2g"] == 2 * X2G_STEPS**2 * picosiemens
 
 
 def test_a_cell_far_below_the_window_conducts_nothing() -> None:
@@ -115,7 +118,7 @@ def test_a_cell_far_below_the_window_conducts_nothing() -> None:
     al.freeze_(model, programmed_by="test")
     # 0, 65, 80, 20, 0 and 50 µS
     counts = observed(model, torch.ones(1, 3), mapping=CHIP.mapping)
-    assert counts["cell_read_x2g"] == 2**32 * 215_000_000
+    assert counts["cell_read_x2g"] == X2G_STEPS**2 * 215_000_000
 
 
 @pytest.mark.parametrize("config_class", [InferenceRPUConfig, TorchInferenceRPUConfig])
@@ -130,8 +133,9 @@ def test_an_ideal_product_is_driven_by_each_vectors_largest_value(config_class: 
     counts = observed(
         model, torch.tensor([[4.0, 1.0], [0.0, 0.0], [-1.0, 2.0]]), mapping=CHIP.mapping
     )
-    # 80 µS and 20 µS, at drives of (1, 1/4), nothing, and (1/2, 1)
-    assert counts["cell_read_x2g"] == 2**28 * (16 * 80 + 20 + 4 * 80 + 16 * 20) * 10**6
+    # 80 µS and 20 µS, at drives of (1, 1/4), nothing, and (1/2, 1) in codes of 8 bit
+    first, last = 127**2 * 80 + 32**2 * 20, 64**2 * 80 + 127**2 * 20
+    assert counts["cell_read_x2g"] == (X2G_STEPS // 127) ** 2 * (first + last) * 10**6
     assert counts["active_row_drives"] == 4
 
 
@@ -163,13 +167,17 @@ def test_reads_repeated_because_of_overflow_count(config_class: type, vectors: i
         "tile_reads": 3 * 4 + repeats,
         "row_drives": 3 * 16 * 2 + repeats * 8,
         "active_row_drives": 10 * 2 + 2 * active,
+        # The configuration has no DAC resolution, so 8 bit are taken.
+        "row_drive_bits": 8 * (3 * 16 * 2 + repeats * 8),
+        "active_row_drive_bits": 8 * (10 * 2 + 2 * active),
         "cell_reads": 3 * 16 * 8 + repeats * 8 * 4,
         "adc_conversions": 3 * 8 * 2 + repeats * 4,
         "shift_adds": 3 * 8 * 2,
     }
-    # Columns of 4 cells at 50 and at 80 µS; repeats see the latter, at 1/4 + 1/16 of the power.
+    # Columns of 4 cells at 50 and at 80 µS; repeats see the latter, at 1/2 and 1/4 in 8-bit codes.
     first, again = 10 * (4 * 50 + 4 * 80), active * 4 * 80
-    assert counts["cell_read_x2g"] == 2**28 * (16 * first + 5 * again) * 10**6
+    squares = 127**2 * first + (64**2 + 32**2) * again
+    assert counts["cell_read_x2g"] == (X2G_STEPS // 127) ** 2 * squares * 10**6
 
 
 @given(st.lists(st.integers(0, 12), max_size=4))
@@ -200,7 +208,7 @@ def test_layers_are_counted_by_name() -> None:
     with al.observe(model, ledger, phase="infer"):
         model(some(2))
     reads = {name: counts["cell_reads"] for name, counts in ledger.by_layer("infer").items()}
-    assert reads == {"0": 2 * INS * OUTS, "2": 2 * OUTS * 5}
+    assert reads == {"0": 2 * INS * OUTS, "1": 0, "2": 2 * OUTS * 5}
 
 
 def test_unknown_conductances_are_refused_and_nothing_is_left_behind() -> None:

@@ -53,8 +53,10 @@ def backwards(ins: int, outs: int, in_tiles: int, out_tiles: int) -> dict[str, i
         "transposed_array_cycles": N,
         "transposed_tile_reads": N * in_tiles * out_tiles,
         "transposed_row_drives": N * outs * in_tiles,
+        "transposed_row_drive_bits": 8 * N * outs * in_tiles,
         "transposed_cell_reads": N * ins * outs,
         "transposed_adc_conversions": N * ins * out_tiles,
+        "transposed_shift_adds": N * ins * out_tiles,
     }
 
 
@@ -65,11 +67,11 @@ def test_a_training_step_of_a_model_with_adapters(first_wants_gradient: bool) ->
     for layer, (ins, outs, in_tiles, out_tiles) in enumerate((FIRST, SECOND, THIRD)):
         back = layer > 0 or first_wants_gradient
         counts = ledger.total(layer=str(layer))
-        found = {k: counts[k] for k in counts if k.startswith("transposed")}
+        conducted = "transposed_cell_read_x2g"
+        found = {k: counts[k] for k in counts if k.startswith("transposed") and k != conducted}
         assert found == (backwards(ins, outs, in_tiles, out_tiles) if back else {})
         assert counts["cell_reads"] == N * ins * outs
-        # forwards one for each column and input tile, backwards one for each row and output tile
-        assert counts["shift_adds"] == N * outs * in_tiles + back * N * ins * out_tiles
+        assert counts["shift_adds"] == N * outs * in_tiles
         down, up = N * ins * RANK, N * RANK * outs
         assert dict(ledger.total(layer=f"{layer}.lora_A.default")) == {
             "forward_macs": down,
@@ -160,7 +162,7 @@ def test_one_ledger_does_not_count_a_model_twice() -> None:
     with al.observe(model, ledger, phase="infer") as observer:
         with pytest.raises(StageError, match="expected an observer that is not running"):
             observer.start()
-        with pytest.raises(StageError, match=r"layer '.*0\.base_layer': .* does not observe this"):
+        with pytest.raises(StageError, match=r"layer '.*0': .* does not observe this"):
             al.observe(model, ledger, phase="new").start()
         with al.observe(model, other, phase="new"):
             model(vectors())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from aihwkit.simulator.configs import SingleRPUConfig
 from aihwkit.simulator.configs.devices import (
     ConstantStepDevice,
+    ExpStepDevice,
     IdealDevice,
     LinearStepDevice,
     PiecewiseStepDevice,
@@ -33,18 +35,18 @@ from aihwkit.simulator.presets.devices import (
     ReRamSBPresetDevice,
 )
 from aihwkit.simulator.tiles import AnalogTile
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, mood
 from torch import Generator, Tensor
 
 from aihwkit_lora.errors import UnsupportedTileError
 from aihwkit_lora.programming.devices import draw_parameters, model_of, resolved
 from aihwkit_lora.programming.response import CellState, PulseResponse
 
-# Two-sample Kolmogorov-Smirnov tests reject at this p-value. The file makes about 400 of them, so
-# right code fails by chance in fewer than 1 of 250 runs, and aihwkit's update noise has a seed of
-# its own that cannot be set.
-ALPHA = 1e-5
-SHAPE = (60, 60)
+# Two-sample tests reject at this p-value. The file makes about 760 of them, half of which depend on
+# the seed of aihwkit's update noise, which cannot be set. So right code fails by chance in fewer
+# than 1 of 1000 runs.
+ALPHA = 1e-6
+SHAPE = (100, 100)
 
 PRESETS = [
     CapacitorPresetDevice(),
@@ -60,6 +62,7 @@ PRESETS = [
 ]
 VARIANTS = [
     ConstantStepDevice(up_down=0.2, dw_min=0.01, perfect_bias=True),
+    ExpStepDevice(dw_min=0.01, write_noise_std=1.0, corrupt_devices_prob=0.05),
     LinearStepDevice(gamma_up=0.3, gamma_down=0.5, dw_min=0.02),
     LinearStepDevice(gamma_up=0.3, mean_bound_reference=False, mult_noise=False, dw_min=0.02),
     LinearStepDevice(gamma_up=0.1, gamma_up_dtod=0.2, allow_increasing=True, write_noise_std=2.0),
@@ -129,8 +132,12 @@ def noiseless(device: PulsedDevice) -> PulsedDevice:
 
 
 def assert_alike(ours: Tensor, theirs: Tensor) -> None:
+    """One distribution (Kolmogorov-Smirnov) of one spread (Mood), to which the first is blind."""
     assert bool(ours.isfinite().all())
-    assert ks_2samp(ours.flatten(), theirs.flatten()).pvalue > ALPHA
+    pair = ours.flatten().double(), theirs.flatten().double()
+    assert ks_2samp(*pair, method="asymp").pvalue > ALPHA
+    if ours.unique().numel() > 1:
+        assert mood(*pair).pvalue > ALPHA
 
 
 def test_an_update_of_the_reference_tile_is_exactly_one_pulse() -> None:
@@ -145,7 +152,8 @@ def test_an_update_of_the_reference_tile_is_exactly_one_pulse() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_without_noise_every_cell_follows_the_reference_tile(device: PulsedDevice) -> None:
-    tile = make_tile(noiseless(device))
+    # Few cells: none of them stands where aihwkit's powers fail (see _pow_step).
+    tile = make_tile(noiseless(device), (60, 60))
     cells, state = PulseResponse.from_tile(tile), CellState.from_tile(tile)
     generator = Generator().manual_seed(0)
     for count, up in ((20, True), (15, False), (5, True)):
@@ -168,19 +176,35 @@ def test_drawn_cells_differ_from_each_other_as_the_reference_tile_s_do(
     assert_alike(*step)  # the two directions of a cell belong together
 
 
+def noise_of_a_pulse(
+    cells: PulseResponse, before: CellState, after: CellState, *, up: bool
+) -> tuple[Tensor, Tensor]:
+    """What differs from one pulse to the next on each cell: its step, and its write noise.
+
+    The first is in units of the cell's own step size, or else these would hide it.
+    """
+    quiet = PulseResponse(noiseless(cells.device), cells.parameters)
+    mean = pulse_all(quiet, before, Generator(), 1, up=up).persistent
+    size = cells.parameters["dwmin_up" if up else "dwmin_down"]
+    moves = (after.persistent - mean) / torch.where(size != 0, size, 1.0)
+    return moves, after.apparent - after.persistent
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_noise_of_a_pulse_has_the_reference_tile_s_distribution(device: PulsedDevice) -> None:
     tile = make_tile(device)
     cells, generator = PulseResponse.from_tile(tile), Generator().manual_seed(2)
     for up in (True, False):
         before = CellState.from_tile(tile)
-        quiet = PulseResponse(noiseless(cells.device), cells.parameters)
-        mean = pulse_all(quiet, before, generator, 1, up=up).persistent
         ours = pulse_all(cells, before, generator, 1, up=up)
         apply_pulses(tile, 1, up=up)
         theirs = CellState.from_tile(tile)
-        assert_alike(ours.persistent - mean, theirs.persistent - mean)
-        assert_alike(ours.apparent - ours.persistent, theirs.apparent - theirs.persistent)
+        for pair in zip(
+            noise_of_a_pulse(cells, before, ours, up=up),
+            noise_of_a_pulse(cells, before, theirs, up=up),
+            strict=True,
+        ):
+            assert_alike(*pair)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -210,6 +234,38 @@ def test_the_comparison_would_notice_a_wrong_kind_of_noise() -> None:
     assert ks_2samp(ours.apparent.flatten(), tile.tile.get_weights().flatten()).pvalue < ALPHA
 
 
+@pytest.mark.parametrize("make", [ReRamArrayOMPresetDevice, ReRamArrayHfO2PresetDevice])
+@pytest.mark.parametrize("spread", ["dw_min_std", "write_noise_std"])
+def test_the_comparison_would_notice_a_wider_spread_from_pulse_to_pulse(
+    make: Callable[..., PulsedDevice], spread: str
+) -> None:
+    tile = make_tile(make())
+    cells, state = PulseResponse.from_tile(tile), CellState.from_tile(tile)
+    wider = PulseResponse(make(**{spread: 1.2 * getattr(make(), spread)}), cells.parameters)
+    ours = pulse_all(wider, state, Generator().manual_seed(0), 1, up=True)
+    apply_pulses(tile, 1, up=True)
+    theirs = CellState.from_tile(tile)
+    which = ["dw_min_std", "write_noise_std"].index(spread)
+    pair = (noise_of_a_pulse(cells, state, after, up=True)[which] for after in (ours, theirs))
+    with pytest.raises(AssertionError):
+        assert_alike(*pair)
+
+
+@pytest.mark.parametrize(
+    ("spread", "name"),
+    [("dw_min_dtod", "dwmin_up"), ("w_max_dtod", "max_bound"), ("w_min_dtod", "min_bound")],
+)
+def test_the_comparison_would_notice_a_wider_spread_from_device_to_device(
+    spread: str, name: str
+) -> None:
+    device = ReRamArrayOMPresetDevice()
+    theirs = make_tile(device).get_hidden_parameters()[name]
+    setattr(device, spread, 1.1 * getattr(device, spread))
+    ours = draw_parameters(device, SHAPE, Generator().manual_seed(1))[name]
+    with pytest.raises(AssertionError):
+        assert_alike(ours, theirs)
+
+
 def test_a_power_device_at_its_bound_stays_there() -> None:
     device = PowStepReferenceDevice(reference_std=0.1, dw_min=0.05)
     generator = Generator().manual_seed(1)
@@ -217,7 +273,8 @@ def test_a_power_device_at_its_bound_stays_there() -> None:
     state = cells.hold(torch.zeros(SHAPE), generator)
     pulsed = pulse_all(cells, state, generator, 300, up=True).persistent
     lower, upper = cells.bounds
-    assert bool((pulsed > (lower + upper) / 2).all())
+    moves = cells.parameters["dwmin_up"] > 0.01  # a few cells need more pulses than these
+    assert bool((pulsed > (lower + upper) / 2)[moves].all())
 
 
 def test_devices_are_left_as_they_were() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -90,9 +91,14 @@ def test_counts_are_the_sums_over_the_cells_at_level_simulated() -> None:
         "set_pulses": 10 + 30,
         "reset_pulses": 20,
         "verify_reads": 11 + 21 + 1 + 31,
+        "verify_conversions": 11 + 21 + 1 + 31,
         "programmed_cells": 4,
         "pulsed_cells": 3,
         "failed_cells": 1,
+        "row_selects": 4,
+        "set_slots": 40,
+        "reset_slots": 20,
+        "verify_slots": 64,
     }
     assert result.counts() == Counts(expected, level=Level.SIMULATED)
     assert result.level is Level.SIMULATED
@@ -131,20 +137,21 @@ def test_without_noise_no_cell_gets_cheaper_when_the_tolerance_tightens(
     assert bool((tight >= loose).all())
 
 
-@given(seed=st.integers(0, 2**32), cut=st.integers(1, 11))
+@given(seed=st.integers(0, 2**32), taken=st.lists(st.booleans(), min_size=12, max_size=12))
 @settings(max_examples=25, deadline=None)
-def test_without_noise_counts_add_up_over_any_split_of_the_cells(seed: int, cut: int) -> None:
+def test_without_noise_counts_add_up_over_any_split_of_the_cells(
+    seed: int, taken: list[bool]
+) -> None:
     generator = Generator().manual_seed(seed)
     cells = PulseResponse.draw(quiet_om(), (12,), generator)
     target = targets(seed, shape=(12,))
     whole = write_verify(target, blank((12,)), cells, policy(), generator)
-    totals: dict[str, int] = {}
-    for first, end in ((0, cut), (cut, 12)):
-        part = blank((end - first,))
-        result = write_verify(target[first:end], part, cells.span(first, end), policy(), generator)
-        for name, count in dict(result.counts()).items():
-            totals[name] = totals.get(name, 0) + count
-    assert totals == dict(whole.counts())
+    mask = torch.tensor(taken)
+    parts = [
+        write_verify(target[m], blank((int(m.sum()),)), cells.select(m), policy(), generator)
+        for m in (mask, ~mask)
+    ]
+    assert Counts.sum(part.counts() for part in parts) == whole.counts()
 
 
 def test_more_cells_than_one_block_are_all_programmed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +236,19 @@ def test_discarded_reads_are_counted_with_each_verification() -> None:
     assert result.verify_reads.tolist() == [11 * 8]
 
 
+@pytest.mark.parametrize(("averages", "discarded"), [(1, 0), (5, 3)])
+def test_an_adc_converts_every_read_and_a_comparator_decides_once_per_verification(
+    averages: int, discarded: int
+) -> None:
+    target, reads = torch.tensor([0.1, 0.0, -0.02]), averages + discarded
+    fields = {"tolerance": 0.005, "verify_averages": averages, "verify_discarded": discarded}
+    digitised = write(ideal(), target, verify_with="adc", **fields).counts()
+    compared = write(ideal(), target, verify_with="comparator", **fields).counts()
+    assert digitised["verify_reads"] == compared["verify_reads"] == (11 + 1 + 3) * reads
+    assert (digitised["verify_conversions"], digitised["verify_comparisons"]) == (15 * reads, 0)
+    assert (compared["verify_conversions"], compared["verify_comparisons"]) == (0, 15)
+
+
 def test_abrupt_resets_start_a_cell_over() -> None:
     generator = Generator().manual_seed(0)
     cells = PulseResponse.draw(PCMPresetDevice(), (200,), generator, abrupt_reset=True)
@@ -273,55 +293,85 @@ def test_programming_changes_neither_targets_nor_the_old_state() -> None:
 def test_an_array_without_cells_costs_nothing() -> None:
     result = write(ideal(), torch.zeros(0, 4))
     assert dict(result.counts()) == {}
-    assert [result.pulse_slots(group) for group in ("cell", "row", "array")] == [0, 0, 0]
 
 
-def test_cells_pulsed_together_share_pulse_slots() -> None:
-    # Two outputs, three inputs; a row of the physical array holds the cells of one input.
-    target = torch.tensor([[0.1, 0.0, 0.3], [0.2, 0.0, 0.1]])
-    result = write(ideal(0.1), target, tolerance=0.01)
-    assert result.pulse_slots("cell") == 7
-    assert result.pulse_slots("row") == 2 + 0 + 3
-    assert result.pulse_slots("array") == 3
+@dataclass(frozen=True)
+class Row:
+    """Pulses per converged cell of an IBM array, from 0 and with a budget of 200."""
+
+    device: Any
+    tolerance: float
+    mean: float
+    quantiles: dict[float, int]
+    converged: float
+    rounding: float = 0.0005
+    """By how much the converged share may be off because of its printed digits."""
 
 
-@pytest.mark.parametrize(
-    ("make", "tolerance", "mean", "median", "p90", "p99", "converged"),
-    [
-        (ReRamArrayOMPresetDevice, 0.02, 8.75, 5, 18, 65, 0.999),
-        (ReRamArrayOMPresetDevice, 0.05, 4.40, 3, 10, 30, 1.0),
-        (ReRamArrayOMPresetDevice, 0.10, 2.81, 1, 7, 21, 1.0),
-        (ReRamArrayHfO2PresetDevice, 0.02, 29.4, 13, 84, 179, 0.79),
-        (ReRamArrayHfO2PresetDevice, 0.05, 15.6, 4, 44, 161, 0.88),
-        (ReRamArrayHfO2PresetDevice, 0.10, 8.6, 1, 19, 143, 0.95),
-    ],
-)
-def test_pulse_statistics_of_the_ibm_arrays(
-    make: Any, tolerance: float, mean: float, median: int, p90: int, p99: int, converged: float
-) -> None:
-    """Pulses of converged cells, from 0, budget 200, write noise off.
+OM, HFO2 = ReRamArrayOMPresetDevice, ReRamArrayHfO2PresetDevice
+ROWS = [
+    Row(OM, 0.02, 8.75, {0.5: 5, 0.9: 18, 0.99: 65}, 0.999),
+    Row(OM, 0.05, 4.40, {0.5: 3, 0.9: 10, 0.99: 30}, 1.0),
+    Row(OM, 0.10, 2.81, {0.5: 1, 0.9: 7, 0.99: 21}, 1.0),
+    Row(HFO2, 0.02, 29.4, {0.5: 13, 0.9: 84, 0.99: 179}, 0.79, 0.005),
+    Row(HFO2, 0.05, 15.6, {0.5: 4, 0.9: 44, 0.99: 161}, 0.88, 0.005),
+    Row(HFO2, 0.10, 8.6, {0.5: 1, 0.9: 19, 0.99: 143}, 0.95, 0.005),
+]
+OUR_CELLS, THEIR_CELLS = 60_000, 10_000
+
+
+def ibm_array(row: Row, *, mult_noise: bool) -> WriteResult:
+    """Write cells without write noise to targets well inside each cell's own range."""
+    generator, shape = Generator().manual_seed(0), (OUR_CELLS,)
+    device = row.device(write_noise_std=0.0, mult_noise=mult_noise)
+    cells = PulseResponse.draw(device, shape, generator)
+    target = in_own_range(cells, 0.43, generator)
+    loop = policy(tolerance=row.tolerance, max_pulses=200)
+    return write_verify(target, blank(shape), cells, loop, generator)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.device.__name__}-{row.tolerance}")
+def test_pulse_statistics_of_the_ibm_arrays(row: Row) -> None:
+    """Six rows of six figures, each within 4 standard errors: wrong in 1 of 440 runs of right code.
 
     The figures come from an independent numpy loop on the device parameters that Gong et al.
-    (IEDM 2022, doi:10.1109/IEDM45625.2022.10019569) measured and aihwkit ships. That loop kept no
-    record of its targets; the distribution that gives its six rows back is uniform over 43 % of
-    each cell's own range, with multiplicative cycle-to-cycle noise. (The presets themselves say
-    additive noise: OM means then move by less than 5 %, and 6 to 9 % fewer HfO2 cells
-    converge.)
+    (IEDM 2022, doi:10.1109/IEDM45625.2022.10019569) measured and aihwkit ships. It left no record
+    of its targets and of how many cells it wrote. Targets uniform over 43 % of each cell's own
+    range and multiplicative noise from pulse to pulse give its six rows back; the number of cells
+    is assumed to be 10,000.
     """
-    generator = Generator().manual_seed(0)
-    shape = (60_000,)
-    cells = PulseResponse.draw(make(write_noise_std=0.0, mult_noise=True), shape, generator)
-    target = in_own_range(cells, 0.43, generator)
-    result = write_verify(target, blank(shape), cells, policy(tolerance=tolerance), generator)
-    pulses = result.pulses[~result.failed].sort().values
-    at = {q: int(pulses[int(q * len(pulses))]) for q in (0.5, 0.9, 0.99)}
-    # Sampling errors of the published run are unknown; of ours, 0.6 % of the mean at most.
-    assert float(pulses.float().mean()) == pytest.approx(mean, rel=0.06)
-    assert at[0.5] == pytest.approx(median, abs=1)
-    assert at[0.9] == pytest.approx(p90, abs=1 + 0.03 * p90)
-    assert at[0.99] == pytest.approx(p99, rel=0.06)
-    assert 1.0 - float(result.failed.float().mean()) == pytest.approx(converged, abs=0.012)
-    assert float(result.set_pulses.sum() / result.pulses.sum()) == pytest.approx(0.5, abs=0.01)
+    result = ibm_array(row, mult_noise=True)
+    pulses = result.pulses[~result.failed].double()
+
+    def sampling(variance: float) -> float:
+        """Four standard errors of the difference of a mean of ours and one of theirs."""
+        return 4.0 * (variance * (1.0 / OUR_CELLS + 1.0 / THEIR_CELLS)) ** 0.5
+
+    mean = float(pulses.mean())
+    assert mean == pytest.approx(row.mean, abs=sampling(float(pulses.var())))
+    for share, quantile in row.quantiles.items():
+        # Of a whole number, the cells below it are fewer than the share and those up to it more.
+        error = sampling(share * (1.0 - share))
+        assert float((pulses < quantile).double().mean()) < share + error
+        assert float((pulses <= quantile).double().mean()) > share - error
+    converged = 1.0 - float(result.failed.double().mean())
+    error = row.rounding + sampling(converged * (1.0 - converged))
+    assert converged == pytest.approx(row.converged, abs=error)
+    surplus = result.set_pulses[~result.failed] - 0.5 * pulses  # SET fraction 0.50
+    assert abs(float(surplus.mean())) < 0.005 * mean + sampling(float(surplus.var()))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.device.__name__}-{row.tolerance}")
+def test_the_noise_of_aihwkit_s_presets_is_additive_and_misses_the_published_hfo2_rows(
+    row: Row,
+) -> None:
+    # Steps that stay noisy near a bound move OM little, but lose 6 to 9 % of the HfO2 cells.
+    result = ibm_array(row, mult_noise=False)
+    lost = row.converged - (1.0 - float(result.failed.double().mean()))
+    assert -0.001 < lost < 0.005 if row.device is OM else 0.06 < lost < 0.09
+    if row.device is OM:
+        mean = float(result.pulses[~result.failed].double().mean())
+        assert mean == pytest.approx(row.mean, rel=0.05)
 
 
 @pytest.mark.parametrize(

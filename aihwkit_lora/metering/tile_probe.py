@@ -1,0 +1,220 @@
+"""What watches the tiles of a layer: every read, every row drive, every conversion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aihwkit_lora.chips.mapping import ConductanceMapping
+from aihwkit_lora.metering.counts import Counts
+from aihwkit_lora.metering.events import X2G_STEPS
+from aihwkit_lora.metering.ledger import Ledger
+from aihwkit_lora.metering.sink import Sink
+from aihwkit_lora.tiles.array import FrozenTileArray
+from aihwkit_lora.tiles.blocks import TileTensors
+from aihwkit_lora.tiles.layers import FrozenLayer
+from aihwkit_lora.tiles.periphery import drive_bits
+
+_PICO = 1e12
+_BITS_WITHOUT_DAC = 8
+_MOST_BITS = 9  # whose codes divide X2G_STEPS
+_WHOLE = 2**24
+"""Up to here sums of whole numbers are exact in 32-bit floats, in any order."""
+
+
+class TileProbe:
+    """Counts the reads of one frozen layer's tiles.
+
+    Args:
+        sink: Gets the counts.
+        name: Full name of the layer.
+        layer: Whose tiles are read.
+        fallback: From normalised weights to siemens, if the layer does not know.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        name: str,
+        layer: FrozenLayer,
+        fallback: ConductanceMapping,
+    ) -> None:
+        self._sink, self._name, self._layer, self._fallback = sink, name, layer, fallback
+        self._bits = drive_bits(layer.analog_module.rpu_config.forward) or _BITS_WITHOUT_DAC
+        self._full: int = 2 ** (min(self._bits, _MOST_BITS) - 1) - 1
+        self._seen: TileTensors | None = None
+        self._row_sums = self._column_sums = torch.empty(0)
+        self._alike = False
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where counts end up."""
+        return self._sink.ledger
+
+    def on_read(self, drive: Tensor) -> None:
+        """Count a read of all tiles, once per vector."""
+        blocks, (_, own, vectors, _) = self._layer.analog_module.blocks, drive.shape
+        # A row that tiles share counts for each of them.
+        sums = self._sums()[0].sum(dim=1, keepdim=True) if own == 1 else self._sums()[0]
+        conversions = vectors * blocks.out_features * blocks.in_tiles
+        driven = vectors * blocks.driven_rows * blocks.out_tiles
+        active = int(drive.count_nonzero()) * (blocks.out_tiles // own)
+        counts = {
+            "array_cycles": vectors,
+            "tile_reads": vectors * blocks.tiles,
+            "cell_reads": vectors * blocks.driven_rows * blocks.out_features * self._cells,
+            "cell_read_x2g": self._x2g(drive.detach() * self._full, sums, dim=2),
+            "adc_conversions": conversions,
+            "shift_adds": conversions,
+            **self._drives(driven, active),
+        }
+        self._sink.add(self._name, Counts(counts))
+
+    def on_repeat(self, in_tile: int, out_tile: int, drive: Tensor) -> None:
+        """Count another read of one tile; the tiles that wait for it take no further cycle."""
+        blocks, vectors = self._layer.analog_module.blocks, drive.shape[0]
+        rows, columns = blocks.in_sizes[in_tile], blocks.out_sizes[out_tile]
+        sums = self._sums()[0][in_tile, out_tile]
+        counts = {
+            "tile_reads": vectors,
+            "cell_reads": vectors * rows * columns * self._cells,
+            "cell_read_x2g": self._x2g(drive.detach() * self._full, sums, dim=0),
+            "adc_conversions": vectors * columns,
+            **self._drives(vectors * rows, int(drive.count_nonzero())),
+        }
+        self._sink.add(self._name, Counts(counts))
+
+    def on_repeated_cycles(self, cycles: int) -> None:
+        """Count the time that repeats took, with tiles working in parallel."""
+        self._sink.add(self._name, Counts({"array_cycles": cycles}))
+
+    def on_transposed_read(self, grad: Tensor) -> None:
+        """Count a read of all tiles backwards, once per vector."""
+        array, vectors = self._layer.analog_module, grad.shape[0]
+        blocks = array.blocks
+        # The row of a bias is not sensed, but its cells conduct all the same.
+        conversions = vectors * blocks.in_features * blocks.out_tiles
+        reads = vectors * blocks.driven_rows * blocks.out_features
+        driven = vectors * blocks.out_features * blocks.in_tiles
+        counts = {
+            "transposed_array_cycles": vectors,
+            "transposed_tile_reads": vectors * blocks.tiles,
+            "transposed_row_drives": driven,
+            "transposed_row_drive_bits": driven * self._bits,
+            "transposed_cell_reads": reads * self._cells,
+            "transposed_cell_read_x2g": self._transposed_x2g(grad.detach().float(), array),
+            "transposed_adc_conversions": conversions,
+            "transposed_shift_adds": conversions,
+        }
+        self._sink.add(self._name, Counts(counts))
+
+    @property
+    def _mapping(self) -> ConductanceMapping:
+        return self._layer.analog_module.programming.mapping or self._fallback
+
+    @property
+    def _cells(self) -> int:
+        return self._mapping.cells_per_weight
+
+    def _drives(self, driven: int, active: int) -> dict[str, int]:
+        return {
+            "row_drives": driven,
+            "active_row_drives": active,
+            "row_drive_bits": driven * self._bits,
+            "active_row_drive_bits": active * self._bits,
+        }
+
+    def _x2g(self, codes: Tensor, sums: Tensor, dim: int) -> int:
+        """Sum of x²·G of drives in codes of the DAC, which it overwrites; vectors along ``dim``."""
+        codes.round_().square_()
+        parts = codes.split(max(1, _WHOLE // self._full**2), dim)
+        squares = torch.stack([part.sum(dim) for part in parts]).long().sum(0)
+        steps = X2G_STEPS // self._full
+        return exact_dot(squares.cpu(), sums) * steps * steps
+
+    def _transposed_x2g(self, grad: Tensor, array: FrozenTileArray) -> int:
+        sums, columns = self._sums()[1], array.blocks.split_outputs(grad)
+        if self._alike:
+            # A common factor of a tile's columns makes no difference to their share of the largest.
+            return self._x2g(_full_scale(columns, self._full), sums.sum(0), dim=0)
+        scales = array.tensors.scale
+        return sum(
+            self._x2g(_full_scale(columns * scale, self._full), of_tile, dim=0)
+            for scale, of_tile in zip(scales, sums, strict=True)
+        )
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """Conductance of each row and of each column of each tile in whole pS.
+
+        Shapes ``(in_tiles, out_tiles, rows)`` and ``(in_tiles, out_tiles, columns)``.
+        """
+        array = self._layer.analog_module
+        if array.tensors is not self._seen:
+            self._seen = array.tensors
+            self._row_sums, self._column_sums = _sums(self._layer, self._mapping)
+            self._alike = _scaled_alike(array)
+        return self._row_sums, self._column_sums
+
+
+def _sums(layer: FrozenLayer, mapping: ConductanceMapping) -> tuple[Tensor, Tensor]:
+    array = layer.analog_module
+    blocks = array.blocks
+    rows = torch.zeros(blocks.in_tiles, blocks.out_tiles, blocks.rows, dtype=torch.int64)
+    columns = torch.zeros(blocks.in_tiles, blocks.out_tiles, blocks.columns, dtype=torch.int64)
+    for index, (in_tile, out_tile) in enumerate(array.positions()):
+        siemens = _siemens(array, index, (in_tile, out_tile), mapping)
+        cells = (siemens * _PICO).round().long().sum(dim=0)
+        rows[in_tile, out_tile, : blocks.in_sizes[in_tile]] = cells.sum(dim=0)
+        columns[in_tile, out_tile, : blocks.out_sizes[out_tile]] = cells.sum(dim=1)
+    return rows, columns
+
+
+def _siemens(
+    array: FrozenTileArray, index: int, position: tuple[int, int], mapping: ConductanceMapping
+) -> Tensor:
+    """Conductances of one tile's cells as they are now, ``(cells_per_weight, columns, rows)``."""
+    if mapping.pairs and array.programming.cells and array.seconds == 0.0:
+        return array.programming.cells[index].siemens
+    # A weight says where its only cell is. Where pairs of cells are is not known otherwise: as they
+    # would be written.
+    weight = array.tensors.tile(array.blocks, position).conductance[0].T.detach().double().cpu()
+    return mapping.to_siemens(mapping.positions(weight)).clamp(min=0.0)
+
+
+def _scaled_alike(array: FrozenTileArray) -> bool:
+    """Whether the columns of each tile have one digital factor in common."""
+    used = array.blocks.used_columns(array.device)
+    highest = array.tensors.scale.masked_fill(~used, -torch.inf).amax(-1)
+    lowest = array.tensors.scale.masked_fill(~used, torch.inf).amin(-1)
+    return bool((highest == lowest).all()) and bool((lowest != 0.0).all())
+
+
+def _full_scale(values: Tensor, full: int) -> Tensor:
+    """Scale each vector ``(..., rows)`` so that its largest magnitude becomes ``full``."""
+    largest: Tensor = torch.linalg.vector_norm(values, ord=torch.inf, dim=-1, keepdim=True)
+    return values * (full / largest.clamp(min=1e-30))
+
+
+def exact_dot(left: Tensor, right: Tensor) -> int:
+    """Add up products of whole numbers, exactly, where the sum may pass 2⁶³.
+
+    Args:
+        left: 64-bit integers of 0 or more, of any shape.
+        right: The same, of the same shape.
+
+    Example:
+        >>> large = torch.tensor([2**40, 2**33])
+        >>> exact_dot(large, large) == 2**80 + 2**66
+        True
+    """
+    left, right = left.flatten(), right.flatten()
+    largest = int(left.max()) if left.numel() else 0
+    # Slices of the right factors so thin that a sum of products stays below 2⁶³.
+    bits = 62 - largest.bit_length() - left.numel().bit_length()
+    if bits < 1:
+        return sum(a * b for a, b in zip(left.tolist(), right.tolist(), strict=True))
+    total, shift = 0, 0
+    while bool(right.any()):
+        total += int((left * (right & (2**bits - 1))).sum()) << shift
+        right, shift = right >> bits, shift + bits
+    return total
