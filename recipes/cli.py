@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from aihwkit_lora._environment import doctor
 from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
-from aihwkit_lora.metering import Quantity
 from aihwkit_lora.registry import nearest
-
-_COMMANDS = ("run", "recipes", "chips", "doctor", "report", "coverage")
-
-_ATTO = 1e-18
-"""Below this no prefix helps a reader."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,20 +53,11 @@ def _dispatch(arguments: list[str], console: Console) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown and options.command != "run":
         raise ConfigurationError(f"unknown argument '{unknown[0]}'. Try: aihwkit-lora --help")
-    if options.command == "run":
-        return _run(options, unknown, console)
-    if options.command == "recipes":
-        return _recipes(console)
-    if options.command == "chips":
-        return _chips(options.name, console)
-    if options.command == "doctor":
-        return _doctor(console)
-    if options.command == "report":
-        return _report(options.folder, console)
-    if options.command == "coverage":
-        return _coverage(options.out)
-    parser.print_help()
-    return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    options.rest = unknown
+    return _COMMANDS[options.command](options, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,17 +70,29 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, help="YAML file with options of the recipe")
     run.add_argument("--resume", action="store_true", help="go on after the last finished stage")
     commands.add_parser("recipes", help="list recipes")
-    chips = commands.add_parser("chips", help="list chips, or all numbers of one")
-    chips.add_argument("name", nargs="?", metavar="NAME")
+    chips = commands.add_parser("chips", help="compare chips, or show all numbers of one")
+    which = chips.add_mutually_exclusive_group()
+    which.add_argument("name", nargs="?", metavar="NAME", help="of a chip, or a YAML file")
+    which.add_argument("--check", type=Path, metavar="FILE", help="check a chip in a YAML file")
+    chips.add_argument("--yaml", action="store_true", help="write the chip as YAML")
     commands.add_parser("doctor", help="check what is installed")
     coverage = commands.add_parser("coverage", help="try all layers, tiles and PEFT methods")
     coverage.add_argument("--out", type=Path, help="write the page there instead of printing it")
     report = commands.add_parser("report", help="print the report of a run")
     report.add_argument("folder", type=Path, help="folder of the run, or its report.json")
+    comparing = commands.add_parser("compare", help="put runs of one recipe side by side")
+    comparing.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or its report.json"
+    )
+    ratios = commands.add_parser("ratios", help="named ratios of published workloads, from shapes")
+    ratios.add_argument("chips", nargs="*", metavar="CHIP", help="name or YAML file; all if none")
+    ratios.add_argument(
+        "--utilisation", type=float, required=True, help="part of its peak that the GPU reaches"
+    )
     return parser
 
 
-def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
+def _run(options: argparse.Namespace, console: Console) -> int:
     from aihwkit_lora.recipes import RECIPES, run_recipe
     from aihwkit_lora.recipes.options import build, read_yaml
     from aihwkit_lora.reporting import print_summary
@@ -105,7 +100,7 @@ def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
     if options.recipe is None:
         if options.help:
             console.print("usage: aihwkit-lora run RECIPE [--out DIR] [--config FILE] [--resume]")
-            return _recipes(console)
+            return _recipes(options, console)
         raise ConfigurationError(
             f"expected a recipe. {nearest('', RECIPES)} Try: aihwkit-lora run --help"
         )
@@ -114,7 +109,7 @@ def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
     if options.help:
         parser.print_help()
         return 0
-    given = vars(_parse_known_only(parser, rest))
+    given = vars(_parse_known_only(parser, options.rest))
     from_file = read_yaml(options.config) if options.config else {}
     config: Any = build(recipe.config, {**from_file, **given})
     out = options.out or Path("runs") / recipe.name
@@ -124,7 +119,7 @@ def _run(options: argparse.Namespace, rest: list[str], console: Console) -> int:
     try:
         report = run_recipe(recipe, config, out, resume=options.resume, say=console.print)
     except BaseException:
-        _say_how_to_resume(out, recipe.name, rest, options.config)
+        _say_how_to_resume(out, recipe.name, options.rest, options.config)
         raise
     print_summary(report, console)
     console.print(f"\nreport:  {out / 'report.json'}\npicture: {out / 'report.png'}")
@@ -171,7 +166,7 @@ def _say_how_to_resume(out: Path, recipe: str, rest: list[str], config: Path | N
     )
 
 
-def _recipes(console: Console) -> int:
+def _recipes(_: argparse.Namespace, console: Console) -> int:
     from aihwkit_lora.recipes import RECIPES
 
     for name in RECIPES:
@@ -179,35 +174,39 @@ def _recipes(console: Console) -> int:
     return 0
 
 
-def _chips(name: str | None, console: Console) -> int:
+def _chips(options: argparse.Namespace, console: Console) -> int:
     from aihwkit_lora import chips
+    from aihwkit_lora.recipes import chip_tables
 
-    if name is None:
-        for known in chips.names():
-            console.print(f"{known}: {chips.get(known).title}", highlight=False, markup=False)
+    if options.check is not None:
+        chip = chips.load(options.check)
+    elif options.name is not None:
+        chip = chips.find(options.name)
+    elif options.yaml:
+        raise ConfigurationError(f"expected a chip to write. {nearest('', chips.names())}")
+    else:
+        known = [chips.get(name) for name in chips.names()]
+        for each in known:
+            console.print(f"{each.name}: {each.title}", highlight=False, markup=False)
+        console.print(chip_tables.overview(known), chip_tables.LEGEND, highlight=False)
         return 0
-    chip = chips.get(name)
-    rows = [(f"energy of {event}", quantity) for event, quantity in chip.prices.energy.items()]
-    rows += [(f"time of {event}", quantity) for event, quantity in chip.prices.latency.items()]
-    table = Table("quantity", "value [low, high]", "status", title=chip.title, box=SIMPLE)
-    table.add_column("source", overflow="fold")
-    for what, quantity in (*chip.facts.items(), *rows):
-        table.add_row(what, Text(_shown(quantity)), str(quantity.status), quantity.source)
-    console.print(table)
+    if options.yaml:
+        sys.stdout.write(_yaml(chips.to_dict(chip)))
+        return 0
+    for table in (chip_tables.overview([chip]), chip_tables.numbers(chip)):
+        console.print(table, highlight=False)
+    legend = (chip_tables.LEGEND, *chip_tables.gaps(chip))
+    console.print(*legend, sep="\n", highlight=False, soft_wrap=True)
     return 0
 
 
-def _shown(quantity: Quantity) -> str:
-    from aihwkit_lora.reporting import format_interval
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
 
-    if quantity.unit == "1":
-        return f"{quantity.value:g}"
-    if quantity.value < _ATTO:
-        return f"{quantity.value:.3g} {quantity.unit}"
-    return format_interval(quantity.interval, quantity.unit)
+    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=100)
 
 
-def _doctor(console: Console) -> int:
+def _doctor(_: argparse.Namespace, console: Console) -> int:
     checks = doctor()
     table = Table()
     for heading in ("what", "works", "detail"):
@@ -219,22 +218,53 @@ def _doctor(console: Console) -> int:
     return int(any(check.fatal for check in checks))
 
 
-def _coverage(out: Path | None) -> int:
+def _coverage(options: argparse.Namespace, _: Console) -> int:
     from aihwkit_lora.recipes.coverage.page import page
 
-    if out is None:
+    if options.out is None:
         sys.stdout.write(page())
     else:
-        out.write_text(page(), encoding="utf-8")
+        options.out.write_text(page(), encoding="utf-8")
     return 0
 
 
-def _report(folder: Path, console: Console) -> int:
+def _report(options: argparse.Namespace, console: Console) -> int:
     from aihwkit_lora.reporting import RunReport, print_summary
 
-    path = folder if folder.suffix == ".json" else folder / "report.json"
-    print_summary(RunReport.read(path), console)
+    print_summary(RunReport.read(_report_of(options.folder)), console)
     return 0
+
+
+def _report_of(run: Path) -> Path:
+    return run if run.suffix == ".json" else run / "report.json"
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    from aihwkit_lora.reporting import RunReport, compare, print_comparison
+
+    print_comparison(compare(RunReport.read(_report_of(run)) for run in options.runs), console)
+    return 0
+
+
+def _ratios(options: argparse.Namespace, console: Console) -> int:
+    from aihwkit_lora import chips
+    from aihwkit_lora.reporting import print_published_ratios, rtx_4090
+
+    found = [chips.find(name) for name in options.chips or chips.names()]
+    print_published_ratios(found, rtx_4090(utilisation=options.utilisation), console)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+    "run": _run,
+    "recipes": _recipes,
+    "chips": _chips,
+    "doctor": _doctor,
+    "report": _report,
+    "compare": _compare,
+    "ratios": _ratios,
+    "coverage": _coverage,
+}
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class FaceRecognition(FaceDataConfig):
     """Options of the recipe; those of the data come first.
 
     Args:
-        chip: Name of the chip to program and to price for.
+        chip: Name of the chip to program and to price for, or a YAML file that describes one.
         baseline: Whether to run the arm that reprograms all weights.
         learn_epochs: Epochs of learning the first people, in torch.
         weight_noise: Weight noise while learning, as a fraction of the largest weight.
@@ -83,7 +83,7 @@ class FaceRecognition(FaceDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        al.chips.get(self.chip)
+        al.chips.find(self.chip)
         for name in (field.name for field in dataclasses.fields(self)):
             if name.endswith(("_epochs", "_rank", "_size")) and getattr(self, name) < 1:
                 raise ConfigurationError(
@@ -98,7 +98,7 @@ def run(config: FaceRecognition, folder: RunFolder) -> RunReport:
         config: What to run.
         folder: Keeps finished stages, and hands them back when a run is resumed.
     """
-    job = Job(config, load_faces(config), al.chips.get(config.chip), folder)
+    job = Job(config, load_faces(config), al.chips.find(config.chip), folder)
     learnt = folder.stage("learn", job.learn)
     programmed = folder.stage("program", lambda: job.program(learnt.model))
     forgotten = folder.stage("hybrid-forget", lambda: job.forget(programmed.model))

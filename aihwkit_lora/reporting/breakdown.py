@@ -11,10 +11,30 @@ OTHER = "other"
 
 GROUPS: Mapping[str, frozenset[str]] = {
     "programming": frozenset(
-        {"set_pulses", "reset_pulses", "programmed_cells", "pulsed_cells", "failed_cells"}
+        {
+            "set_pulses",
+            "reset_pulses",
+            "row_selects",
+            "set_slots",
+            "reset_slots",
+            "programmed_cells",
+            "pulsed_cells",
+            "failed_cells",
+        }
     ),
-    "verify reads": frozenset({"verify_reads"}),
-    "analogue: DAC": frozenset({"row_drives", "active_row_drives", "transposed_row_drives"}),
+    "verify reads": frozenset(
+        {"verify_reads", "verify_conversions", "verify_comparisons", "verify_slots"}
+    ),
+    "analogue: DAC": frozenset(
+        {
+            "row_drives",
+            "active_row_drives",
+            "row_drive_bits",
+            "active_row_drive_bits",
+            "transposed_row_drives",
+            "transposed_row_drive_bits",
+        }
+    ),
     "analogue: cells": frozenset(
         {
             "array_cycles",
@@ -24,14 +44,24 @@ GROUPS: Mapping[str, frozenset[str]] = {
             "transposed_array_cycles",
             "transposed_tile_reads",
             "transposed_cell_reads",
+            "transposed_cell_read_x2g",
         }
     ),
     "analogue: ADC": frozenset({"adc_conversions", "transposed_adc_conversions"}),
-    "analogue: shift-add": frozenset({"shift_adds"}),
-    "digital MACs": frozenset({"forward_macs", "input_gradient_macs", "weight_gradient_macs"}),
+    "analogue: shift-add": frozenset({"shift_adds", "transposed_shift_adds"}),
+    "digital MACs": frozenset(
+        {
+            "forward_macs",
+            "forward_macs_int8",
+            "forward_macs_int16",
+            "input_gradient_macs",
+            "weight_gradient_macs",
+        }
+    ),
+    "digital: other": frozenset({"additions", "activation_functions"}),
     "optimiser": frozenset({"optimizer_updates"}),
     "SRAM": frozenset({"sram_read_bits", "sram_write_bits"}),
-    "off-chip memory": frozenset({"offchip_read_bits", "offchip_write_bits"}),
+    "off-chip memory": frozenset({"offchip_read_bits", "offchip_write_bits", "adapter_loads"}),
 }
 """Events by group, in the order of reports. Events of other packages show up as "other"."""
 

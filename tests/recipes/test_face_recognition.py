@@ -36,11 +36,12 @@ TRAINABLE = {
     "reprogram": {"learn": 5148, "program": 0, "forget": 5148, "continue": 5148},
 }
 RATIOS = [
-    "deployment energy",
+    "deployment energy, all weights ÷ adapter",
     "trainable parameters",
-    "adaptation energy",
-    "adaptation energy per image",
-    "update energy per step",
+    "update count, reprogram ÷ hybrid",
+    "update energy, reprogram per step ÷ hybrid per step",
+    "training energy, reprogram per image ÷ hybrid per image",
+    "training energy, reprogram ÷ hybrid",
 ]
 PULSES = ("set_pulses", "reset_pulses", "verify_reads")
 

@@ -116,10 +116,10 @@ def test_energy_without_price_is_named_and_never_zero(report: RunReport, chip: A
 
 def test_prices_of_a_registered_chip_are_counted_by_status(report: RunReport) -> None:
     chip = chips.get("rm-180nm")
-    counts = Counts({"set_pulses": 3, "adc_conversions": 2, "array_cycles": 1})
+    counts = Counts({"set_pulses": 3, "set_slots": 3, "adc_conversions": 2, "array_cycles": 1})
     stage = replace(report.arms["hybrid"][0], counts=counts, energy=price(counts, chip))
     used = [chip.prices.energy[event] for event in ("set_pulses", "adc_conversions")]
-    used += [chip.prices.latency[event] for event in ("set_pulses", "array_cycles")]
+    used += [chip.prices.latency[event] for event in ("set_slots", "array_cycles")]
     unsure = sum(quantity.status in (Status.ASSUMED, Status.DERIVED) for quantity in used)
     assert noted(replace(report, chip=chip.name, arms={"hybrid": (stage,)}), "Prices") == (
         f"Prices: {unsure} of the 4 used are assumed or derived; their sources: "
