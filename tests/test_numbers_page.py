@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from aihwkit_lora import chips
 from aihwkit_lora.metering import EVENTS, Level, Side, Status, events
+from aihwkit_lora.reporting import FACES, published_ratios, rtx_4090
 
 PAGE = (Path(__file__).parent.parent / "docs" / "numbers.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -35,3 +37,9 @@ def test_every_event_is_defined_where_it_happens() -> None:
 def test_every_level_and_status_is_explained() -> None:
     for name in (*Level, *Status):
         assert f"\n| `{name}` | " in PAGE
+
+
+def test_every_kind_of_ratio_is_defined() -> None:
+    defined = re.findall(r"^\| ([a-z ]+) \| .* \| .* \| .* \|$", PAGE, flags=re.MULTILINE)
+    found = published_ratios(FACES, chips.get("rm-180nm"), rtx_4090(utilisation=1.0))
+    assert {ratio.name.split(",")[0] for ratio in found} == set(defined) - {"ratio"}

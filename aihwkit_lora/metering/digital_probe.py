@@ -36,15 +36,15 @@ class Probe:
     """
 
     def __init__(self, sink: Sink, name: str) -> None:
-        self._sink, self._name = sink, name
+        self.sink, self._name = sink, name
 
     @property
     def ledger(self) -> Ledger:
         """Where counts end up."""
-        return self._sink.ledger
+        return self.sink.ledger
 
     def _add(self, counts: Mapping[str, int]) -> None:
-        self._sink.add(self._name, Counts(counts))
+        self.sink.add(self._name, Counts(counts))
 
     def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
         return _Nothing, ()
@@ -122,7 +122,7 @@ class AdapterProbe(Probe):
         Args:
             counts: What loading it took.
         """
-        self._sink.add(self._name, counts)
+        self.sink.add(self._name, counts)
 
 
 def adds_adapters(layer: nn.Module) -> bool:

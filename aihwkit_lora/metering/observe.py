@@ -146,6 +146,26 @@ def _probes_of(module: nn.Module) -> list[TileProbe | Probe]:
     return [hook for hook in hooks if isinstance(hook, TileProbe | Probe)]
 
 
+def observers(model: nn.Module) -> list[Observer]:
+    """Find whoever counts what a model does at the moment.
+
+    Args:
+        model: Any model.
+
+    Example:
+        >>> import aihwkit_lora as al
+        >>> model = nn.Linear(3, 2)
+        >>> with al.observe(model, al.Ledger(), phase="train") as observer:
+        ...     print(observers(model) == [observer])
+        True
+        >>> observers(model)
+        []
+    """
+    probes = (probe for module in model.modules() for probe in _probes_of(module))
+    found = {id(probe.sink): probe.sink for probe in probes}
+    return [sink for sink in found.values() if isinstance(sink, Observer)]
+
+
 def observe(
     model: nn.Module,
     ledger: Ledger,

@@ -39,7 +39,7 @@ class TileProbe:
         layer: FrozenLayer,
         fallback: ConductanceMapping,
     ) -> None:
-        self._sink, self._name, self._layer, self._fallback = sink, name, layer, fallback
+        self.sink, self._name, self._layer, self._fallback = sink, name, layer, fallback
         self._bits = drive_bits(layer.analog_module.rpu_config.forward) or _BITS_WITHOUT_DAC
         self._full: int = 2 ** (min(self._bits, _MOST_BITS) - 1) - 1
         self._seen: TileTensors | None = None
@@ -49,7 +49,7 @@ class TileProbe:
     @property
     def ledger(self) -> Ledger:
         """Where counts end up."""
-        return self._sink.ledger
+        return self.sink.ledger
 
     def on_read(self, drive: Tensor) -> None:
         """Count a read of all tiles, once per vector."""
@@ -68,7 +68,7 @@ class TileProbe:
             "shift_adds": conversions,
             **self._drives(driven, active),
         }
-        self._sink.add(self._name, Counts(counts))
+        self.sink.add(self._name, Counts(counts))
 
     def on_repeat(self, in_tile: int, out_tile: int, drive: Tensor) -> None:
         """Count another read of one tile; the tiles that wait for it take no further cycle."""
@@ -82,11 +82,11 @@ class TileProbe:
             "adc_conversions": vectors * columns,
             **self._drives(vectors * rows, int(drive.count_nonzero())),
         }
-        self._sink.add(self._name, Counts(counts))
+        self.sink.add(self._name, Counts(counts))
 
     def on_repeated_cycles(self, cycles: int) -> None:
         """Count the time that repeats took, with tiles working in parallel."""
-        self._sink.add(self._name, Counts({"array_cycles": cycles}))
+        self.sink.add(self._name, Counts({"array_cycles": cycles}))
 
     def on_transposed_read(self, grad: Tensor) -> None:
         """Count a read of all tiles backwards, once per vector."""
@@ -106,7 +106,7 @@ class TileProbe:
             "transposed_adc_conversions": conversions,
             "transposed_shift_adds": conversions,
         }
-        self._sink.add(self._name, Counts(counts))
+        self.sink.add(self._name, Counts(counts))
 
     @property
     def _mapping(self) -> ConductanceMapping:
