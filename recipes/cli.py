@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 from aihwkit_lora._environment import doctor
 from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
 from aihwkit_lora.registry import nearest
+
+if TYPE_CHECKING:
+    from aihwkit_lora.chips import Chip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -189,15 +192,23 @@ def _chips(options: argparse.Namespace, console: Console) -> int:
         for each in known:
             console.print(f"{each.name}: {each.title}", highlight=False, markup=False)
         console.print(chip_tables.overview(known), chip_tables.LEGEND, highlight=False)
+        for each in known:
+            _numbers(each, console)
         return 0
     if options.yaml:
         sys.stdout.write(_yaml(chips.to_dict(chip)))
         return 0
-    for table in (chip_tables.overview([chip]), chip_tables.numbers(chip)):
-        console.print(table, highlight=False)
+    console.print(chip_tables.overview([chip]), highlight=False)
+    _numbers(chip, console)
+    return 0
+
+
+def _numbers(chip: Chip, console: Console) -> None:
+    from aihwkit_lora.recipes import chip_tables
+
+    console.print(chip_tables.numbers(chip), highlight=False)
     legend = (chip_tables.LEGEND, *chip_tables.gaps(chip))
     console.print(*legend, sep="\n", highlight=False, soft_wrap=True)
-    return 0
 
 
 def _yaml(values: dict[str, Any]) -> str:
