@@ -69,6 +69,7 @@ bench: $(READY)  ## Speed and memory, as ratios measured side by side
 	$(PYTHON) benchmarks/programming.py
 	$(PYTHON) benchmarks/blocked_tiles.py
 	$(PYTHON) benchmarks/step.py
+	$(PYTHON) benchmarks/metering.py
 
 seeds: $(READY)  ## Olivetti faces, leaky reference split, three seeds: mean and worst
 	$(PYTHON) benchmarks/face_seeds.py

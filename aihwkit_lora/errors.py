@@ -41,3 +41,7 @@ class UnknownNameError(AihwkitLoraError, LookupError):
 
 class DataError(AihwkitLoraError):
     """A data set is missing, incomplete, or does not hold what was asked for."""
+
+
+class RelapseError(AihwkitLoraError, RuntimeError):
+    """A model knows again what it was made to forget."""

@@ -1,8 +1,26 @@
-"""Lightning callbacks that count pulses and energy, and guard what is frozen."""
+"""Lightning callbacks: what each step cost, and whether what was frozen and forgotten stays so.
 
+``aihwkit_lora.callbacks.hf`` has the same meters for the Trainer of transformers.
+"""
+
+from aihwkit_lora.callbacks.drift_sweep import DriftSweep, drift_key
 from aihwkit_lora.callbacks.energy_meter import EnergyMeter
+from aihwkit_lora.callbacks.evaluation import predict_batch
 from aihwkit_lora.callbacks.frozen_guard import FrozenGuard
 from aihwkit_lora.callbacks.pulse_counter import PulseCounter
-from aihwkit_lora.callbacks.step_counts import StepCounts
+from aihwkit_lora.callbacks.relapse_guard import RelapseGuard, relapse_key
+from aihwkit_lora.callbacks.run_reporter import RunReporter
+from aihwkit_lora.metering.step_meter import StepCounts
 
-__all__ = ["EnergyMeter", "FrozenGuard", "PulseCounter", "StepCounts"]
+__all__ = [
+    "DriftSweep",
+    "EnergyMeter",
+    "FrozenGuard",
+    "PulseCounter",
+    "RelapseGuard",
+    "RunReporter",
+    "StepCounts",
+    "drift_key",
+    "predict_batch",
+    "relapse_key",
+]

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pytorch_lightning as pl
 
-from aihwkit_lora.callbacks.step_counts import StepCounts
+from aihwkit_lora.callbacks.step_callback import StepCallback, callbacks_of
 from aihwkit_lora.chips import Chip
+from aihwkit_lora.errors import StageError
 from aihwkit_lora.metering import Ledger, price
-from aihwkit_lora.metering.observe import Observer
+from aihwkit_lora.metering.step_meter import EnergyPerStep
+from aihwkit_lora.metering.step_values import unpriced
 
 
-class EnergyMeter(pl.Callback):
+class EnergyMeter(StepCallback):
     """Count what each training step does on the chip and log its energy and latency.
 
-    While it trains, reads of frozen tiles, digital MACs and optimiser updates go to the ledger;
-    validation goes under a phase of its own and does not belong to a step. Logs ``energy_j`` and
-    ``latency_s`` of the step and ``energy_total_j``, the sum over the whole ledger.
+    While it trains, reads of frozen tiles, digital MACs and optimiser updates go to the ledger. A
+    step is what was counted in the phase of training since the last one, and what was written to
+    arrays under any phase. Validation goes under a phase of its own and belongs to no step; the
+    sanity check is not counted. The keys are listed in ``docs/callbacks.md``.
+
+    In a distributed run reads and MACs of all ranks add up, and after each batch the ledgers of all
+    ranks hold the same. The ledger is saved in checkpoints and restored on resume.
 
     Args:
         chip: Whose prices to use.
-        ledger: Where counts are added. Programming counted there is part of the energy.
-        phase: Name of the phase of training steps.
+        ledger: Where counts are added. Programming counted there is part of the total.
+        phase: Name of the phase of training steps, such as ``"unlearn:person 2"``.
         validation_phase: Name of the phase of validation.
 
     Example:
@@ -30,6 +36,8 @@ class EnergyMeter(pl.Callback):
         >>> EnergyMeter(al.chips.get("rm-180nm"), al.Ledger(), phase="unlearn").phase
         'unlearn'
     """
+
+    _meter: EnergyPerStep
 
     def __init__(
         self,
@@ -39,62 +47,42 @@ class EnergyMeter(pl.Callback):
         phase: str = "train",
         validation_phase: str = "validate",
     ) -> None:
-        self.chip, self.ledger = chip, ledger
-        self.phase, self.validation_phase = phase, validation_phase
-        self._observer: Observer | None = None
-        self._steps = StepCounts(ledger, without=(validation_phase,))
+        meter = EnergyPerStep(chip, ledger, phase=phase, validation_phase=validation_phase)
+        super().__init__(meter)
+
+    @property
+    def chip(self) -> Chip:
+        """Whose prices are used."""
+        return self._meter.chip
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        """Events in the ledger that have no price, for energy or for time."""
+        return unpriced(price(self.ledger.total(), self.chip))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to observe the model."""
-        self._steps = StepCounts(
-            self.ledger, without=(self.validation_phase,), step=trainer.global_step
-        )
-        mapping = self.chip.mapping
-        self._observer = Observer(pl_module, self.ledger, phase=self.phase, mapping=mapping)
-        self._observer.start()
+        """Begin to count; what happened before belongs to no step.
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
-        """Log what this step cost."""
-        counts = self._steps.after(trainer.global_step)
-        if counts is None:
-            return
-        step = price(counts, self.chip)
-        whole = price(self.ledger.total(), self.chip)
-        pl_module.log("energy_j", step.energy_j.value, prog_bar=True)
-        pl_module.log("latency_s", step.latency_s.value)
-        pl_module.log("energy_total_j", whole.energy_j.value)
+        Raises:
+            StageError: Another meter counts into this ledger, or a layer is analogue and not
+                frozen.
+        """
+        for other in callbacks_of(trainer):
+            if other is not self and isinstance(other, EnergyMeter) and other.ledger is self.ledger:
+                raise StageError(
+                    "EnergyMeter: expected a ledger of its own, got one that another EnergyMeter "
+                    "has; everything would count twice. To price a run for several chips, use one "
+                    "meter and price(ledger.total(), chip)."
+                )
+        super().on_train_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count under the phase of validation."""
-        if self._observer is not None:
-            self._observer.phase = self.validation_phase
+        self._meter.begin_validation()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count under the phase of training again."""
-        if self._observer is not None:
-            self._observer.phase = self.phase
+        self._meter.end_validation()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop observing."""
-        self._stop()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Stop observing; what was counted stays in the ledger."""
-        self._stop()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The ledger, as plain strings and whole numbers."""
-        return self.ledger.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the ledger of a checkpoint."""
-        self.ledger.load_state_dict(state_dict)
-
-    def _stop(self) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer = None
+    def _shown(self, row: Mapping[str, float]) -> dict[str, float]:
+        return {"energy_uj": 1e6 * row["energy_j"]}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-import torch.distributed as dist
 
+from aihwkit_lora.callbacks.ranks import on_all_ranks
 from aihwkit_lora.errors import ConfigurationError, FrozenConductanceError
 from aihwkit_lora.tiles import fingerprint, verify
 
@@ -20,8 +20,8 @@ class FrozenGuard(pl.Callback):
     same conductances; if one does not, each of them raises.
 
     Args:
-        every_n_steps: Also compare after each n-th optimiser step; hashing costs a pass over all
-            conductances. At least 1, or None.
+        every_n_steps: Also compare after each n-th optimiser step, or after the batch in which it
+            falls; hashing costs a pass over all conductances. At least 1, or None.
     Raises:
         ConfigurationError: ``every_n_steps`` is below 1.
 
@@ -37,6 +37,7 @@ class FrozenGuard(pl.Callback):
             )
         self.every_n_steps = every_n_steps
         self.fingerprint: str | None = None
+        self._compared_at = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the fingerprint, and compare it with those of the other processes.
@@ -45,8 +46,8 @@ class FrozenGuard(pl.Callback):
             StageError: The model has no frozen layer.
             FrozenConductanceError: Two ranks hold different conductances; raised on every rank.
         """
-        self.fingerprint = fingerprint(pl_module)
-        ranks = _on_all_ranks(self.fingerprint, trainer)
+        self.fingerprint, self._compared_at = fingerprint(pl_module), trainer.global_step
+        ranks = on_all_ranks(self.fingerprint, trainer)
         for rank, found in enumerate(ranks):
             if found != ranks[0]:
                 raise FrozenConductanceError(
@@ -60,7 +61,9 @@ class FrozenGuard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Compare, if this step is due."""
-        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
+        every = self.every_n_steps
+        # A batch may take no step, or several.
+        if every is not None and trainer.global_step // every > self._compared_at // every:
             self._compare(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,9 +75,9 @@ class FrozenGuard(pl.Callback):
         self._compare(trainer, pl_module)
 
     def _compare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        own = fingerprint(pl_module)
+        own, self._compared_at = fingerprint(pl_module), trainer.global_step
         # Every rank learns of all before it raises; one that raised alone would let others wait.
-        ranks = _on_all_ranks(own, trainer)
+        ranks = on_all_ranks(own, trainer)
         changed = [rank for rank, found in enumerate(ranks) if found != self.fingerprint]
         if not changed:
             return
@@ -90,14 +93,3 @@ class FrozenGuard(pl.Callback):
             f"step {trainer.global_step}: expected the conductances of the start of training, got "
             "others, written by reprogram_. Take FrozenGuard off for runs that reprogram."
         )
-
-
-def _on_all_ranks(own: str, trainer: pl.Trainer) -> list[str]:
-    """Fingerprints of all processes, by rank; one's own where training is not distributed."""
-    if trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    # Not the strategy's all_gather, in which Lightning 2.6.6 uses a function that torch 2.15 warns
-    # of.
-    ranks = [""] * dist.get_world_size()
-    dist.all_gather_object(ranks, own)
-    return ranks

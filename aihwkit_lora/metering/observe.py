@@ -6,7 +6,11 @@ from collections.abc import Callable
 
 from aihwkit.nn.modules.base import AnalogLayerBase
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from aihwkit_lora.chips.mapping import ConductanceMapping
 from aihwkit_lora.errors import StageError
@@ -47,6 +51,7 @@ class Observer:
         self.model, self.ledger, self.phase = model, ledger, phase
         self._mapping = mapping
         self._undo: list[Callable[[], None]] = []
+        self._stepping = False
 
     def start(self) -> Observer:
         """Begin to count.
@@ -103,6 +108,7 @@ class Observer:
                 self._watch_tiles(plain_name(name), module)
             else:
                 self._watch_digital(plain_name(name), module)
+        self._undo.append(register_optimizer_step_pre_hook(self._before_optimizer_step).remove)
         self._undo.append(register_optimizer_step_post_hook(self._on_optimizer_step).remove)
 
     def _watch_tiles(self, name: str, layer: FrozenLayer) -> None:
@@ -127,7 +133,15 @@ class Observer:
         if applies_activation(module):
             self._undo.append(hook(ActivationProbe(self, name)).remove)
 
+    def _before_optimizer_step(self, *_: object) -> None:
+        self._stepping = True
+
     def _on_optimizer_step(self, optimizer: Optimizer, *_: object) -> None:
+        # torch calls this again for the step around a step: of a class that calls its parent's, as
+        # aihwkit's optimisers do. The innermost is the one that updates.
+        if not self._stepping:
+            return
+        self._stepping = False
         own = {id(parameter) for parameter in self.model.parameters()}
         updated = sum(
             parameter.numel()

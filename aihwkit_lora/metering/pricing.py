@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering.counts import Counts, Level
@@ -95,6 +95,18 @@ class PriceList:
         _check(self.latency, self.latency_free, "s", "latency")
         object.__setattr__(self, "energy", MappingProxyType(dict(self.energy)))
         object.__setattr__(self, "latency", MappingProxyType(dict(self.latency)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python can neither copy nor send a read-only mapping.
+        plain = (dict(self.energy), dict(self.latency), self.energy_free, self.latency_free)
+        return _price_list, plain
+
+
+def _price_list(*parts: Any) -> PriceList:
+    energy, latency, energy_free, latency_free = parts
+    return PriceList(
+        energy=energy, latency=latency, energy_free=energy_free, latency_free=latency_free
+    )
 
 
 def _check(prices: Mapping[str, Quantity], free: frozenset[str], unit: str, what: str) -> None:

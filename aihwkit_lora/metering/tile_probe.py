@@ -58,15 +58,15 @@ class TileProbe:
         sums = self._sums()[0].sum(dim=1, keepdim=True) if own == 1 else self._sums()[0]
         conversions = vectors * blocks.out_features * blocks.in_tiles
         driven = vectors * blocks.driven_rows * blocks.out_tiles
-        active = int(drive.count_nonzero()) * (blocks.out_tiles // own)
+        x2g, active = self._conducted(drive.detach() * self._full, sums, dim=2)
         counts = {
             "array_cycles": vectors,
             "tile_reads": vectors * blocks.tiles,
             "cell_reads": vectors * blocks.driven_rows * blocks.out_features * self._cells,
-            "cell_read_x2g": self._x2g(drive.detach() * self._full, sums, dim=2),
+            "cell_read_x2g": x2g,
             "adc_conversions": conversions,
             "shift_adds": conversions,
-            **self._drives(driven, active),
+            **self._drives(driven, active * (blocks.out_tiles // own)),
         }
         self.sink.add(self._name, Counts(counts))
 
@@ -75,12 +75,13 @@ class TileProbe:
         blocks, vectors = self._layer.analog_module.blocks, drive.shape[0]
         rows, columns = blocks.in_sizes[in_tile], blocks.out_sizes[out_tile]
         sums = self._sums()[0][in_tile, out_tile]
+        x2g, active = self._conducted(drive.detach() * self._full, sums, dim=0)
         counts = {
             "tile_reads": vectors,
             "cell_reads": vectors * rows * columns * self._cells,
-            "cell_read_x2g": self._x2g(drive.detach() * self._full, sums, dim=0),
+            "cell_read_x2g": x2g,
             "adc_conversions": vectors * columns,
-            **self._drives(vectors * rows, int(drive.count_nonzero())),
+            **self._drives(vectors * rows, active),
         }
         self.sink.add(self._name, Counts(counts))
 
@@ -124,24 +125,28 @@ class TileProbe:
             "active_row_drive_bits": active * self._bits,
         }
 
-    def _x2g(self, codes: Tensor, sums: Tensor, dim: int) -> int:
-        """Sum of x²·G of drives in codes of the DAC, which it overwrites; vectors along ``dim``."""
+    def _conducted(self, codes: Tensor, sums: Tensor, dim: int) -> tuple[int, int]:
+        """Sum of x²·G of drives in codes of the DAC, and how many are not zero.
+
+        Args:
+            codes: One vector for each index of ``dim``; overwritten.
+            sums: Conductances, in the shape of ``codes`` without ``dim``.
+            dim: What is summed over first.
+        """
         codes.round_().square_()
-        parts = codes.split(max(1, _WHOLE // self._full**2), dim)
-        squares = torch.stack([part.sum(dim) for part in parts]).long().sum(0)
+        squares = _whole_sum(codes, dim, self._full**2)
+        # Of whole numbers; and several times as fast as count_nonzero.
+        active = _whole_sum(codes.clamp_(max=1.0), dim, 1)
         steps = X2G_STEPS // self._full
-        return exact_dot(squares.cpu(), sums) * steps * steps
+        return exact_dot(squares, sums) * steps * steps, int(active.sum())
 
     def _transposed_x2g(self, grad: Tensor, array: FrozenTileArray) -> int:
         sums, columns = self._sums()[1], array.blocks.split_outputs(grad)
         if self._alike:
             # A common factor of a tile's columns makes no difference to their share of the largest.
-            return self._x2g(_full_scale(columns, self._full), sums.sum(0), dim=0)
-        scales = array.tensors.scale
-        return sum(
-            self._x2g(_full_scale(columns * scale, self._full), of_tile, dim=0)
-            for scale, of_tile in zip(scales, sums, strict=True)
-        )
+            return self._conducted(_full_scale(columns, self._full), sums.sum(0), dim=0)[0]
+        scaled = columns[:, None] * array.tensors.scale  # (vectors, in_tiles, out_tiles, columns)
+        return self._conducted(_full_scale(scaled, self._full), sums, dim=0)[0]
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """Conductance of each row and of each column of each tile in whole pS.
@@ -191,8 +196,15 @@ def _scaled_alike(array: FrozenTileArray) -> bool:
 
 def _full_scale(values: Tensor, full: int) -> Tensor:
     """Scale each vector ``(..., rows)`` so that its largest magnitude becomes ``full``."""
-    largest: Tensor = torch.linalg.vector_norm(values, ord=torch.inf, dim=-1, keepdim=True)
+    # Not vector_norm with ord=inf, which torch 2.15 takes ten times as long for.
+    largest = values.abs().amax(-1, keepdim=True)
     return values * (full / largest.clamp(min=1e-30))
+
+
+def _whole_sum(values: Tensor, dim: int, largest: int) -> Tensor:
+    """Add up whole numbers of up to ``largest`` exactly; 64-bit integers on the CPU."""
+    parts = values.split(max(1, _WHOLE // largest), dim)
+    return torch.stack([part.sum(dim) for part in parts]).long().sum(0).cpu()
 
 
 def exact_dot(left: Tensor, right: Tensor) -> int:

@@ -42,6 +42,7 @@ def notes(report: RunReport) -> list[str]:
         _prices(report.chip, stages),
         "Ranges in brackets are those of the prices alone, not of the counts.",
         *_unpriced(stages),
+        *_interrupted(report),
         *_fingerprints(report),
         f"Simulated in {format_number(sum(stage.wall_s for stage in stages))} s, which says "
         "nothing about the chip.",
@@ -93,6 +94,13 @@ def _by_side(events: set[str]) -> str:
         for side, name in _SIDES.items()
     }
     return "; ".join(f"{name} ({', '.join(found)})" for name, found in sides.items() if found)
+
+
+def _interrupted(report: RunReport) -> Iterator[str]:
+    for arm, stages in report.arms.items():
+        for stage in stages:
+            if stage.interrupted:
+                yield f"Stage '{stage.name}' of '{arm}' is UNFINISHED: {stage.interrupted}."
 
 
 def _fingerprints(report: RunReport) -> Iterator[str]:

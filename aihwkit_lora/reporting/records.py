@@ -70,6 +70,7 @@ class StageRecord:
         fingerprint: Of the conductances at the end of the stage; empty while they are not frozen.
         steps: The optimiser steps, in order; none for a stage without training.
         wall_s: Time that the simulation took, in seconds. Says nothing about the chip.
+        interrupted: What ended the stage before it was finished; empty if nothing did.
     Raises:
         ConfigurationError: A number is negative or not finite.
 
@@ -98,6 +99,7 @@ class StageRecord:
     fingerprint: str
     steps: tuple[StepRecord, ...] = ()
     wall_s: float
+    interrupted: str = ""
 
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
@@ -115,7 +117,7 @@ class StageRecord:
         """Plain values, for JSON."""
         events = sorted(self.counts)
         energy = self.energy
-        return {
+        stored = {
             "name": self.name,
             "metrics": dict(self.metrics),
             "counts": {event: self.counts[event] for event in events},
@@ -133,6 +135,7 @@ class StageRecord:
             "wall_s": self.wall_s,
             "steps": [step.to_dict() for step in self.steps],
         }
+        return stored | ({"interrupted": self.interrupted} if self.interrupted else {})
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> StageRecord:
@@ -152,6 +155,7 @@ class StageRecord:
             fingerprint=stored["fingerprint"],
             steps=tuple(StepRecord.from_dict(step) for step in stored["steps"]),
             wall_s=stored["wall_s"],
+            interrupted=stored.get("interrupted", ""),
         )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,19 @@ class RunReport:
                 f"unknown stage '{name}' of arm '{arm}'. {nearest(name, stages)}"
             )
         return stages[name]
+
+    def with_stage(self, arm: str, stage: StageRecord) -> RunReport:
+        """Return this report with one more stage, or with one replaced by another of its name.
+
+        Args:
+            arm: Name of the arm; a new one if the report has none of this name.
+            stage: What is added at the end of the arm, or put in the old one's place.
+        """
+        stages = list(self.arms.get(arm, ()))
+        places = [place for place, old in enumerate(stages) if old.name == stage.name]
+        place = places[0] if places else len(stages)
+        stages[place : place + 1] = [stage]
+        return replace(self, arms={**self.arms, arm: tuple(stages)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -47,6 +47,32 @@ def test_write_in_the_second_step_is_found_at_the_next_comparison(lab, every, no
     assert intruder.steps == noticed_after
 
 
+@pytest.fixture
+def hashed(monkeypatch):
+    """The step at each comparison."""
+    steps, compare = [], FrozenGuard._compare
+
+    def note(guard, trainer, pl_module):
+        steps.append(trainer.global_step)
+        compare(guard, trainer, pl_module)
+
+    monkeypatch.setattr(FrozenGuard, "_compare", note)
+    return steps
+
+
+def test_batches_without_a_step_are_not_compared(lab, hashed):
+    options = {"batches": 7, "accumulate_grad_batches": 3}
+    lab.fit(lab.Module(lab.hybrid()), FrozenGuard(1), **options)
+    # After each step, and at the end of the epoch and of training.
+    assert hashed == [1, 2, 3, 3, 3]
+
+
+def test_a_step_that_falls_into_a_batch_of_several_is_compared_after_it(lab, hashed):
+    lab.fit(lab.TwoOptimizers(lab.hybrid()), FrozenGuard(3), batches=4)
+    # Steps 2, 4, 6 and 8 end batches; the third and the sixth are due.
+    assert hashed == [4, 6, 8, 8]
+
+
 def test_reprogramming_is_noticed_and_told_apart(lab):
     model = lab.hybrid()
 
@@ -105,7 +131,7 @@ def other_ranks(monkeypatch):
     """Lets two more processes seem to train along; tests/survival has real ones."""
 
     def pretend(find):
-        module = "aihwkit_lora.callbacks.frozen_guard._on_all_ranks"
+        module = "aihwkit_lora.callbacks.frozen_guard.on_all_ranks"
         monkeypatch.setattr(module, lambda own, trainer: find(own, trainer.global_step))
 
     return pretend

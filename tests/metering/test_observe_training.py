@@ -212,3 +212,35 @@ def test_the_face_workload_has_its_published_size() -> None:
     assert (counts["cell_reads"], counts["forward_macs"]) == (3 * 87_160, 3 * 20_124)
     updates = trained(model, images).total()["optimizer_updates"]
     assert updates == 1404
+
+
+def test_a_step_within_a_step_counts_once() -> None:
+    class Noisy(torch.optim.SGD):
+        """An optimiser that calls its parent's step, which torch has hooked as well."""
+
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    plain, noisy = (kind(model.parameters(), lr=0.1) for kind in (torch.optim.SGD, Noisy))
+    for optimizer in (plain, noisy, plain):
+        ledger = al.Ledger()
+        with al.observe(model, ledger, phase="train"):
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+        assert ledger.total()["optimizer_updates"] == 6
+
+
+def test_a_step_that_raises_does_not_hide_the_next() -> None:
+    model, ledger = nn.Sequential(nn.Linear(3, 2, bias=False)), al.Ledger()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def fail():
+        raise RuntimeError("no closure today")
+
+    with al.observe(model, ledger, phase="train"):
+        model(torch.ones(1, 3)).sum().backward()
+        with pytest.raises(RuntimeError, match="no closure today"):
+            optimizer.step(fail)
+        optimizer.step()
+    assert ledger.total()["optimizer_updates"] == 6

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aihwkit_lora.chips import Chip, chips
 from aihwkit_lora.errors import ConfigurationError, UnknownNameError
 from aihwkit_lora.metering import (
     EVENTS,
@@ -167,3 +171,11 @@ def test_a_price_list_does_not_follow_the_dict_it_was_made_of() -> None:
     assert set(listed.energy) == {"set_pulses"}
     with pytest.raises(TypeError, match="does not support item assignment"):
         listed.energy["forward_macs"] = cost(1.0, "J")  # type: ignore[index]
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda chip: pickle.loads(pickle.dumps(chip))])
+def test_chips_can_be_copied_and_sent(again: Callable[[Chip], Chip]) -> None:
+    chip = chips.get("rm-180nm")
+    other = again(chip)
+    assert other.prices == chip.prices
+    assert price(Counts({"set_pulses": 3}), other) == price(Counts({"set_pulses": 3}), chip)

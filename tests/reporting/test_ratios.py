@@ -48,9 +48,7 @@ ends_from_zero = st.lists(st.just(0.0) | costs, min_size=3, max_size=3).map(sort
 
 
 def priced(low: float, value: float, high: float, source: str = "drawn") -> Quantity:
-    return Quantity(
-        value=value, low=low, high=high, unit="J", source=source, status=Status.ASSUMED
-    )
+    return Quantity(value=value, low=low, high=high, unit="J", source=source, status=Status.ASSUMED)
 
 
 def drawn(event: str) -> st.SearchStrategy[Quantity]:

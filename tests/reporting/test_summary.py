@@ -114,6 +114,15 @@ def test_energy_without_price_is_named_and_never_zero(report: RunReport, chip: A
     assert rows(section(printed(changed), "Cost"), "continue")[0][4:] == ["–", "–"]
 
 
+def test_unfinished_stages_are_named(report: RunReport) -> None:
+    assert not any("UNFINISHED" in note for note in notes(report))
+    first, *rest = report.arms["hybrid"]
+    stopped = replace(first, interrupted="KeyboardInterrupt in step 3")
+    found = notes(replace(report, arms={"hybrid": (stopped, *rest)}))
+    expected = f"Stage '{first.name}' of 'hybrid' is UNFINISHED: KeyboardInterrupt in step 3."
+    assert expected in found
+
+
 def test_prices_of_a_registered_chip_are_counted_by_status(report: RunReport) -> None:
     chip = chips.get("rm-180nm")
     counts = Counts({"set_pulses": 3, "set_slots": 3, "adc_conversions": 2, "array_cycles": 1})
