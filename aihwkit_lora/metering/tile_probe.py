@@ -11,6 +11,7 @@ from aihwkit_lora.metering.events import X2G_STEPS
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.metering.sink import Sink
 from aihwkit_lora.tiles.array import FrozenTileArray
+from aihwkit_lora.tiles.blocked import fraction_of_largest
 from aihwkit_lora.tiles.blocks import TileTensors
 from aihwkit_lora.tiles.layers import FrozenLayer
 from aihwkit_lora.tiles.periphery import drive_bits
@@ -45,6 +46,8 @@ class TileProbe:
         self._seen: TileTensors | None = None
         self._row_sums = self._column_sums = torch.empty(0)
         self._alike = False
+        self._repeats: list[Counts] = []
+        self._again: Tensor | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -58,36 +61,42 @@ class TileProbe:
         sums = self._sums()[0].sum(dim=1, keepdim=True) if own == 1 else self._sums()[0]
         conversions = vectors * blocks.out_features * blocks.in_tiles
         driven = vectors * blocks.driven_rows * blocks.out_tiles
-        x2g, active = self._conducted(drive.detach() * self._full, sums, dim=2)
+        squares = self._squared(drive)
         counts = {
             "array_cycles": vectors,
             "tile_reads": vectors * blocks.tiles,
             "cell_reads": vectors * blocks.driven_rows * blocks.out_features * self._cells,
-            "cell_read_x2g": x2g,
+            "cell_read_x2g": self._x2g(self._over_vectors(squares, 2), sums),
             "adc_conversions": conversions,
             "shift_adds": conversions,
-            **self._drives(driven, active * (blocks.out_tiles // own)),
+            **self._drives(driven, _active(squares, 2) * (blocks.out_tiles // own)),
         }
         self.sink.add(self._name, Counts(counts))
 
     def on_repeat(self, in_tile: int, out_tile: int, drive: Tensor) -> None:
-        """Count another read of one tile; the tiles that wait for it take no further cycle."""
+        """Note another read of one tile; :meth:`on_repeated_cycles` counts all of them."""
         blocks, vectors = self._layer.analog_module.blocks, drive.shape[0]
         rows, columns = blocks.in_sizes[in_tile], blocks.out_sizes[out_tile]
-        sums = self._sums()[0][in_tile, out_tile]
-        x2g, active = self._conducted(drive.detach() * self._full, sums, dim=0)
+        codes = self._squared(drive)
+        if self._again is None:
+            self._again = torch.zeros_like(self._sums()[0])
+        self._again[in_tile, out_tile, :rows] += self._over_vectors(codes, 0)
         counts = {
             "tile_reads": vectors,
             "cell_reads": vectors * rows * columns * self._cells,
-            "cell_read_x2g": x2g,
             "adc_conversions": vectors * columns,
-            **self._drives(vectors * rows, active),
+            **self._drives(vectors * rows, _active(codes, 0)),
         }
-        self.sink.add(self._name, Counts(counts))
+        self._repeats.append(Counts(counts))
 
     def on_repeated_cycles(self, cycles: int) -> None:
-        """Count the time that repeats took, with tiles working in parallel."""
-        self.sink.add(self._name, Counts({"array_cycles": cycles}))
+        """Count repeats and the time that they took; tiles that wait take no cycle of their own."""
+        noted, squares = Counts.sum(self._repeats), self._again
+        self._repeats, self._again = [], None
+        counts = {"array_cycles": cycles}
+        if squares is not None:
+            counts["cell_read_x2g"] = self._x2g(squares, self._sums()[0])
+        self.sink.add(self._name, noted + Counts(counts))
 
     def on_transposed_read(self, grad: Tensor) -> None:
         """Count a read of all tiles backwards, once per vector."""
@@ -125,28 +134,25 @@ class TileProbe:
             "active_row_drive_bits": active * self._bits,
         }
 
-    def _conducted(self, codes: Tensor, sums: Tensor, dim: int) -> tuple[int, int]:
-        """Sum of x²·G of drives in codes of the DAC, and how many are not zero.
+    def _squared(self, drive: Tensor) -> Tensor:
+        """Squares of drives in codes of the DAC: whole numbers, in 32-bit floats."""
+        return (drive.detach() * self._full).round_().square_()
 
-        Args:
-            codes: One vector for each index of ``dim``; overwritten.
-            sums: Conductances, in the shape of ``codes`` without ``dim``.
-            dim: What is summed over first.
-        """
-        codes.round_().square_()
-        squares = _whole_sum(codes, dim, self._full**2)
-        # Of whole numbers; and several times as fast as count_nonzero.
-        active = _whole_sum(codes.clamp_(max=1.0), dim, 1)
+    def _over_vectors(self, squares: Tensor, dim: int) -> Tensor:
+        return _whole_sum(squares, dim, self._full**2)
+
+    def _x2g(self, squares: Tensor, sums: Tensor) -> int:
         steps = X2G_STEPS // self._full
-        return exact_dot(squares, sums) * steps * steps, int(active.sum())
+        return exact_dot(squares, sums) * steps * steps
 
     def _transposed_x2g(self, grad: Tensor, array: FrozenTileArray) -> int:
         sums, columns = self._sums()[1], array.blocks.split_outputs(grad)
         if self._alike:
             # A common factor of a tile's columns makes no difference to their share of the largest.
-            return self._conducted(_full_scale(columns, self._full), sums.sum(0), dim=0)[0]
-        scaled = columns[:, None] * array.tensors.scale  # (vectors, in_tiles, out_tiles, columns)
-        return self._conducted(_full_scale(scaled, self._full), sums, dim=0)[0]
+            sums = sums.sum(0)
+        else:  # (vectors, in_tiles, out_tiles, columns)
+            columns = columns[:, None] * array.tensors.scale
+        return self._x2g(self._over_vectors(self._squared(fraction_of_largest(columns)), 0), sums)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """Conductance of each row and of each column of each tile in whole pS.
@@ -194,17 +200,15 @@ def _scaled_alike(array: FrozenTileArray) -> bool:
     return bool((highest == lowest).all()) and bool((lowest != 0.0).all())
 
 
-def _full_scale(values: Tensor, full: int) -> Tensor:
-    """Scale each vector ``(..., rows)`` so that its largest magnitude becomes ``full``."""
-    # Not vector_norm with ord=inf, which torch 2.15 takes ten times as long for.
-    largest = values.abs().amax(-1, keepdim=True)
-    return values * (full / largest.clamp(min=1e-30))
+def _active(squares: Tensor, dim: int) -> int:
+    """How many whole numbers are not zero; overwrites them. Faster than count_nonzero."""
+    return int(_whole_sum(squares.clamp_(max=1.0), dim, 1).sum())
 
 
 def _whole_sum(values: Tensor, dim: int, largest: int) -> Tensor:
     """Add up whole numbers of up to ``largest`` exactly; 64-bit integers on the CPU."""
-    parts = values.split(max(1, _WHOLE // largest), dim)
-    return torch.stack([part.sum(dim) for part in parts]).long().sum(0).cpu()
+    parts = [part.sum(dim).long() for part in values.split(max(1, _WHOLE // largest), dim)]
+    return torch.stack(parts).sum(0).cpu() if len(parts) > 1 else parts[0].cpu()
 
 
 def exact_dot(left: Tensor, right: Tensor) -> int:
