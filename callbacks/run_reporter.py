@@ -15,9 +15,9 @@ from aihwkit_lora.callbacks.evaluation import validates_training
 from aihwkit_lora.callbacks.ranks import on_all_ranks
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
-from aihwkit_lora.metering import EVENTS, Counts, Ledger, Part, price
+from aihwkit_lora.metering import Counts, Ledger, price
 from aihwkit_lora.metering.step_meter import OptimizerSteps, StepCounts
-from aihwkit_lora.metering.step_values import LOGGED, writes
+from aihwkit_lora.metering.step_values import LOGGED, of_phase
 from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
 from aihwkit_lora.tiles import fingerprint, frozen_layers
 
@@ -175,9 +175,7 @@ class RunReporter(pl.Callback):
 
     def _of_stage(self, ledger: Ledger) -> Counts:
         """What belongs to the stage: its phase, and writing arrays under any phase."""
-        own = ledger.total(phase=self.phase)
-        reads = own.only(event for event in own if EVENTS.get(event).part is not Part.WRITE)
-        return writes(ledger.total()) + reads
+        return of_phase(ledger, self.phase)
 
     def _record(
         self, *, energy_j: float, pulses: int, metrics: Mapping[str, float] | None = None

@@ -16,6 +16,7 @@ from aihwkit_lora.chips.maker import Maker
 from aihwkit_lora.chips.mapping import ConductanceMapping
 from aihwkit_lora.chips.quantities import (
     BOOKKEEPING,
+    LPDDR,
     OVERLAPPING,
     backwards,
     cell_energy_j,
@@ -161,14 +162,7 @@ _ENERGY = {
         high=0.796,
     ),
     sram_write=quantity(0.90, "pJ", "8 kB, CACTI 7 at 90 nm times 2.09 for 130 nm", Status.DERIVED),
-    offchip=quantity(
-        40.0,
-        "pJ",
-        "LPDDR, hwcomponents_cacti 1.0.40; low: LPDDR4, high: DDR3",
-        Status.LIBRARY,
-        low=8.0,
-        high=70.0,
-    ),
+    offchip=LPDDR,
 )
 
 # Between these states of the device that stands in, the loop writes normally distributed weights

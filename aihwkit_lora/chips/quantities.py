@@ -70,6 +70,17 @@ def quantity(
     )
 
 
+LPDDR = quantity(
+    40.0,
+    "pJ",
+    "LPDDR, hwcomponents_cacti 1.0.40; low: LPDDR4, high: DDR3",
+    Status.LIBRARY,
+    low=8.0,
+    high=70.0,
+)
+"""A bit moved from or to memory outside the chip."""
+
+
 def cell_energy_j(voltage: Quantity, conductance: Quantity, time: Quantity) -> float:
     """Energy V²·G·t that a cell turns into heat, in joules.
 

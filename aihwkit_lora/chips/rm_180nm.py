@@ -19,6 +19,7 @@ from aihwkit_lora.chips.maker import Maker
 from aihwkit_lora.chips.mapping import ConductanceMapping
 from aihwkit_lora.chips.quantities import (
     BOOKKEEPING,
+    LPDDR,
     OVERLAPPING,
     backwards,
     cell_energy_j,
@@ -134,14 +135,7 @@ _ENERGY = {
         high=2.5,
     ),
     sram_write=quantity(1.72, "pJ", "8 kB, CACTI 7 at 90 nm times 4 for 180 nm", Status.DERIVED),
-    offchip=quantity(
-        40.0,
-        "pJ",
-        "LPDDR, hwcomponents_cacti 1.0.40; low: LPDDR4, high: DDR3",
-        Status.LIBRARY,
-        low=8.0,
-        high=70.0,
-    ),
+    offchip=LPDDR,
 )
 
 # Weights fill this part of the device's nominal range, so that few cells are asked for more than

@@ -15,11 +15,10 @@ from torch.optim.optimizer import (
 
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.metering.counts import Counts
-from aihwkit_lora.metering.events import EVENTS, Part
 from aihwkit_lora.metering.insitu import watch_pulses
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.metering.observe import Observer
-from aihwkit_lora.metering.step_values import Wear, energy_values, pulse_values, writes
+from aihwkit_lora.metering.step_values import Wear, energy_values, of_phase, pulse_values, writes
 
 
 class OptimizerSteps:
@@ -442,9 +441,7 @@ class EnergyPerStep(StepMeter):
         self._validating = False
 
     def _of_steps(self, total: Counts) -> Counts:
-        own = self.ledger.total(phase=self._phase)
-        reads = own.only(event for event in own if EVENTS.get(event).part is not Part.WRITE)
-        return writes(total) + reads
+        return of_phase(self.ledger, self._phase, total)
 
     def _watch(self, model: nn.Module) -> None:
         # Ranks see different samples: what each counts is no entry of the ledger they share.

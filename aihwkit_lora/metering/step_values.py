@@ -10,6 +10,7 @@ from torch import nn
 from aihwkit_lora.metering.counts import Counts
 from aihwkit_lora.metering.events import EVENTS, Part, Side
 from aihwkit_lora.metering.interval import Interval
+from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.metering.pricing import EnergyReport, Priced, price
 from aihwkit_lora.tiles.freeze import frozen_layers
 from aihwkit_lora.tiles.layers import FrozenLayer
@@ -104,6 +105,26 @@ def writes(counts: Counts) -> Counts:
         {'set_pulses': 2}
     """
     return counts.only(event for event in counts if EVENTS.get(event).part is Part.WRITE)
+
+
+def of_phase(ledger: Ledger, phase: str, total: Counts | None = None) -> Counts:
+    """What belongs to a phase of training: all of its own, and writing arrays under any phase.
+
+    Args:
+        ledger: The record of the run.
+        phase: Name of the phase.
+        total: Total of the ledger, where somebody has it already.
+
+    Example:
+        >>> ledger = Ledger()
+        >>> ledger.add(Counts({"set_pulses": 2, "tile_reads": 3}), phase="program", layer="fc")
+        >>> ledger.add(Counts({"tile_reads": 5}), phase="train", layer="fc")
+        >>> dict(of_phase(ledger, "train"))
+        {'set_pulses': 2, 'tile_reads': 5}
+    """
+    own = ledger.total(phase=phase)
+    reads = own.only(event for event in own if EVENTS.get(event).part is not Part.WRITE)
+    return writes(ledger.total() if total is None else total) + reads
 
 
 def pulse_values(
