@@ -11,7 +11,6 @@ from aihwkit_lora.metering.events import X2G_STEPS
 from aihwkit_lora.metering.ledger import Ledger
 from aihwkit_lora.metering.sink import Sink
 from aihwkit_lora.tiles.array import FrozenTileArray
-from aihwkit_lora.tiles.blocked import fraction_of_largest
 from aihwkit_lora.tiles.blocks import TileTensors
 from aihwkit_lora.tiles.layers import FrozenLayer
 from aihwkit_lora.tiles.periphery import drive_bits
@@ -146,13 +145,20 @@ class TileProbe:
         return exact_dot(squares, sums) * steps * steps
 
     def _transposed_x2g(self, grad: Tensor, array: FrozenTileArray) -> int:
-        sums, columns = self._sums()[1], array.blocks.split_outputs(grad)
+        sums, magnitudes = self._sums()[1], array.blocks.split_outputs(grad).abs()
         if self._alike:
             # A common factor of a tile's columns makes no difference to their share of the largest.
-            sums = sums.sum(0)
-        else:  # (vectors, in_tiles, out_tiles, columns)
-            columns = columns[:, None] * array.tensors.scale
-        return self._x2g(self._over_vectors(self._squared(fraction_of_largest(columns)), 0), sums)
+            return self._x2g(self._of_largest(magnitudes), sums.sum(0))
+        scales, scaled = array.tensors.scale.abs(), torch.empty_like(magnitudes)
+        # One row of tiles after another in the same memory, which stays in the processor's cache.
+        squares = [self._of_largest(torch.mul(magnitudes, scale, out=scaled)) for scale in scales]
+        return self._x2g(torch.stack(squares), sums)
+
+    def _of_largest(self, magnitudes: Tensor) -> Tensor:
+        """Sums over vectors of squared codes that fill the DAC's range; overwrites magnitudes."""
+        largest = magnitudes.amax(-1, keepdim=True).clamp_(min=1e-30)
+        codes = magnitudes.div_(largest).mul_(self._full).round_()
+        return self._over_vectors(codes.square_(), 0)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """Conductance of each row and of each column of each tile in whole pS.
