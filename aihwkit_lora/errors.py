@@ -45,3 +45,7 @@ class DataError(AihwkitLoraError):
 
 class RelapseError(AihwkitLoraError, RuntimeError):
     """A model knows again what it was made to forget."""
+
+
+class SealError(AihwkitLoraError, RuntimeError):
+    """Something tried to go around a sealed unlearning adapter, or a sealed file was altered."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aihwkit_lora.chips.mapping import ConductanceMapping
+from aihwkit_lora.metering.code_sums import squared_codes, squared_codes_of_largest
 from aihwkit_lora.metering.counts import Counts
 from aihwkit_lora.metering.events import X2G_STEPS
 from aihwkit_lora.metering.ledger import Ledger
@@ -18,8 +19,6 @@ from aihwkit_lora.tiles.periphery import drive_bits
 _PICO = 1e12
 _BITS_WITHOUT_DAC = 8
 _MOST_BITS = 9  # whose codes divide X2G_STEPS
-_WHOLE = 2**24
-"""Up to here sums of whole numbers are exact in 32-bit floats, in any order."""
 
 
 class TileProbe:
@@ -60,15 +59,15 @@ class TileProbe:
         sums = self._sums()[0].sum(dim=1, keepdim=True) if own == 1 else self._sums()[0]
         conversions = vectors * blocks.out_features * blocks.in_tiles
         driven = vectors * blocks.driven_rows * blocks.out_tiles
-        squares = self._squared(drive)
+        squares, active = squared_codes(drive, self._full)
         counts = {
             "array_cycles": vectors,
             "tile_reads": vectors * blocks.tiles,
             "cell_reads": vectors * blocks.driven_rows * blocks.out_features * self._cells,
-            "cell_read_x2g": self._x2g(self._over_vectors(squares, 2), sums),
+            "cell_read_x2g": self._x2g(squares, sums),
             "adc_conversions": conversions,
             "shift_adds": conversions,
-            **self._drives(driven, _active(squares, 2) * (blocks.out_tiles // own)),
+            **self._drives(driven, active * (blocks.out_tiles // own)),
         }
         self.sink.add(self._name, Counts(counts))
 
@@ -76,15 +75,15 @@ class TileProbe:
         """Note another read of one tile; :meth:`on_repeated_cycles` counts all of them."""
         blocks, vectors = self._layer.analog_module.blocks, drive.shape[0]
         rows, columns = blocks.in_sizes[in_tile], blocks.out_sizes[out_tile]
-        codes = self._squared(drive)
+        squares, active = squared_codes(drive, self._full)
         if self._again is None:
             self._again = torch.zeros_like(self._sums()[0])
-        self._again[in_tile, out_tile, :rows] += self._over_vectors(codes, 0)
+        self._again[in_tile, out_tile, :rows] += squares
         counts = {
             "tile_reads": vectors,
             "cell_reads": vectors * rows * columns * self._cells,
             "adc_conversions": vectors * columns,
-            **self._drives(vectors * rows, _active(codes, 0)),
+            **self._drives(vectors * rows, active),
         }
         self._repeats.append(Counts(counts))
 
@@ -111,7 +110,7 @@ class TileProbe:
             "transposed_row_drives": driven,
             "transposed_row_drive_bits": driven * self._bits,
             "transposed_cell_reads": reads * self._cells,
-            "transposed_cell_read_x2g": self._transposed_x2g(grad.detach().float(), array),
+            "transposed_cell_read_x2g": self._transposed_x2g(grad, array),
             "transposed_adc_conversions": conversions,
             "transposed_shift_adds": conversions,
         }
@@ -133,32 +132,17 @@ class TileProbe:
             "active_row_drive_bits": active * self._bits,
         }
 
-    def _squared(self, drive: Tensor) -> Tensor:
-        """Squares of drives in codes of the DAC: whole numbers, in 32-bit floats."""
-        return (drive.detach() * self._full).round_().square_()
-
-    def _over_vectors(self, squares: Tensor, dim: int) -> Tensor:
-        return _whole_sum(squares, dim, self._full**2)
-
     def _x2g(self, squares: Tensor, sums: Tensor) -> int:
         steps = X2G_STEPS // self._full
         return exact_dot(squares, sums) * steps * steps
 
     def _transposed_x2g(self, grad: Tensor, array: FrozenTileArray) -> int:
-        sums, magnitudes = self._sums()[1], array.blocks.split_outputs(grad).abs()
+        sums, scale = self._sums()[1], array.tensors.scale
         if self._alike:
             # A common factor of a tile's columns makes no difference to their share of the largest.
-            return self._x2g(self._of_largest(magnitudes), sums.sum(0))
-        scales, scaled = array.tensors.scale.abs(), torch.empty_like(magnitudes)
-        # One row of tiles after another in the same memory, which stays in the processor's cache.
-        squares = [self._of_largest(torch.mul(magnitudes, scale, out=scaled)) for scale in scales]
-        return self._x2g(torch.stack(squares), sums)
-
-    def _of_largest(self, magnitudes: Tensor) -> Tensor:
-        """Sums over vectors of squared codes that fill the DAC's range; overwrites magnitudes."""
-        largest = magnitudes.amax(-1, keepdim=True).clamp_(min=1e-30)
-        codes = magnitudes.div_(largest).mul_(self._full).round_()
-        return self._over_vectors(codes.square_(), 0)
+            sums, scale = sums.sum(0, keepdim=True), torch.ones_like(scale[:1])
+        columns = array.blocks.split_outputs(grad)
+        return self._x2g(squared_codes_of_largest(columns, scale, self._full), sums)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """Conductance of each row and of each column of each tile in whole pS.
@@ -204,17 +188,6 @@ def _scaled_alike(array: FrozenTileArray) -> bool:
     highest = array.tensors.scale.masked_fill(~used, -torch.inf).amax(-1)
     lowest = array.tensors.scale.masked_fill(~used, torch.inf).amin(-1)
     return bool((highest == lowest).all()) and bool((lowest != 0.0).all())
-
-
-def _active(squares: Tensor, dim: int) -> int:
-    """How many whole numbers are not zero; overwrites them. Faster than count_nonzero."""
-    return int(_whole_sum(squares.clamp_(max=1.0), dim, 1).sum())
-
-
-def _whole_sum(values: Tensor, dim: int, largest: int) -> Tensor:
-    """Add up whole numbers of up to ``largest`` exactly; 64-bit integers on the CPU."""
-    parts = [part.sum(dim).long() for part in values.split(max(1, _WHOLE // largest), dim)]
-    return torch.stack(parts).sum(0).cpu() if len(parts) > 1 else parts[0].cpu()
 
 
 def exact_dot(left: Tensor, right: Tensor) -> int:
