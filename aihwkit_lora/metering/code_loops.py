@@ -94,3 +94,23 @@ def squared_codes_of_largest(
                     for column in range(columns):
                         sums[row, tile, column] += np.int64(part[column])
                         part[column] = 0.0
+
+
+@_compiled
+def dot(left: NDArray[np.int64], right: NDArray[np.int64], sums: NDArray[np.uint64]) -> None:
+    """Add up products of 32-bit halves, and count how often each 64-bit sum wraps around.
+
+    Args:
+        left: Whole numbers of 0 or more, shape ``(n,)``.
+        right: The same.
+        sums: Sum and wraps of low · low, low · high, high · low and high · high, shape ``(4, 2)``.
+    """
+    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    for index in range(len(left)):
+        first, second = np.uint64(left[index]), np.uint64(right[index])
+        lows, highs = (first & mask, second & mask), (first >> half, second >> half)
+        products = (lows[0] * lows[1], lows[0] * highs[1], highs[0] * lows[1], highs[0] * highs[1])
+        for part in range(4):
+            if products[part]:
+                sums[part, 0] += products[part]
+                sums[part, 1] += sums[part, 0] < products[part]

@@ -34,8 +34,8 @@ def squared_codes(drive: Tensor, full: int) -> tuple[Tensor, int]:
     values = drive.detach().float()
     if values.device.type != _COMPILED_FOR:
         squares = (values * full).round_().square_()
-        sums = _whole_sum(squares, full**2)
-        return sums, int(_whole_sum(squares.clamp_(max=1.0), 1).sum())
+        added = _whole_sum(squares, full**2)
+        return added, int(_whole_sum(squares.clamp_(max=1.0), 1).sum())
     from aihwkit_lora.metering import code_loops  # numba takes a while to import
 
     *leading, _, rows = drive.shape
@@ -75,6 +75,27 @@ def squared_codes_of_largest(drive: Tensor, scale: Tensor, full: int) -> Tensor:
     arrays = values.contiguous().numpy(), factors.contiguous().numpy()
     code_loops.squared_codes_of_largest(*arrays, np.float32(full), _WHOLE // full**2, found)
     return torch.from_numpy(found)
+
+
+def exact_dot(left: Tensor, right: Tensor) -> int:
+    """Add up products of whole numbers, exactly, where the sum may pass 2⁶³.
+
+    Args:
+        left: 64-bit integers of 0 or more on the CPU, of any shape.
+        right: The same, of the same shape.
+
+    Example:
+        >>> large = torch.tensor([2**40, 2**33])
+        >>> exact_dot(large, large) == 2**80 + 2**66
+        True
+    """
+    from aihwkit_lora.metering import code_loops
+
+    sums = np.zeros((4, 2), np.uint64)
+    code_loops.dot(left.flatten().numpy(), right.flatten().numpy(), sums)
+    # Of products of halves: low · low, low · high, high · low, high · high.
+    parts = [low + (wraps << 64) for low, wraps in sums.tolist()]
+    return sum(part << shift for part, shift in zip(parts, (0, 32, 32, 64), strict=True))
 
 
 def _of_largest(drive: Tensor, full: int) -> Tensor:

@@ -52,6 +52,7 @@ class Observer:
         self._mapping = mapping
         self._undo: list[Callable[[], None]] = []
         self._stepping = False
+        self._own: frozenset[nn.Parameter] = frozenset()
 
     def start(self) -> Observer:
         """Begin to count.
@@ -142,13 +143,11 @@ class Observer:
         if not self._stepping:
             return
         self._stepping = False
-        own = {id(parameter) for parameter in self.model.parameters()}
-        updated = sum(
-            parameter.numel()
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) in own and parameter.grad is not None
-        )
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if not self._own.issuperset(parameters):  # an adapter came in the meantime
+            self._own = frozenset(self.model.parameters())
+        own = (p for p in parameters if p in self._own and p.grad is not None)
+        updated = sum(parameter.numel() for parameter in own)
         if updated:
             self.add("", Counts({"optimizer_updates": updated}))
 

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from aihwkit_lora.chips.mapping import ConductanceMapping
-from aihwkit_lora.metering.code_sums import squared_codes, squared_codes_of_largest
+from aihwkit_lora.metering.code_sums import (
+    exact_dot,
+    squared_codes,
+    squared_codes_of_largest,
+)
 from aihwkit_lora.metering.counts import Counts
 from aihwkit_lora.metering.events import X2G_STEPS
 from aihwkit_lora.metering.ledger import Ledger
@@ -188,28 +192,3 @@ def _scaled_alike(array: FrozenTileArray) -> bool:
     highest = array.tensors.scale.masked_fill(~used, -torch.inf).amax(-1)
     lowest = array.tensors.scale.masked_fill(~used, torch.inf).amin(-1)
     return bool((highest == lowest).all()) and bool((lowest != 0.0).all())
-
-
-def exact_dot(left: Tensor, right: Tensor) -> int:
-    """Add up products of whole numbers, exactly, where the sum may pass 2⁶³.
-
-    Args:
-        left: 64-bit integers of 0 or more, of any shape.
-        right: The same, of the same shape.
-
-    Example:
-        >>> large = torch.tensor([2**40, 2**33])
-        >>> exact_dot(large, large) == 2**80 + 2**66
-        True
-    """
-    left, right = left.flatten(), right.flatten()
-    largest = int(left.max()) if left.numel() else 0
-    # Slices of the right factors so thin that a sum of products stays below 2⁶³.
-    bits = 62 - largest.bit_length() - left.numel().bit_length()
-    if bits < 1:
-        return sum(a * b for a, b in zip(left.tolist(), right.tolist(), strict=True))
-    total, shift = 0, 0
-    while bool(right.any()):
-        total += int((left * (right & (2**bits - 1))).sum()) << shift
-        right, shift = right >> bits, shift + bits
-    return total

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import aihwkit_lora as al
 from aihwkit_lora.chips import Chip, ConductanceMapping
+from aihwkit_lora.metering.code_sums import exact_dot
 from aihwkit_lora.metering.events import X2G_STEPS
-from aihwkit_lora.metering.tile_probe import exact_dot
 from aihwkit_lora.tiles.array import FrozenTileArray
 
 SMALL = replace(al.chips.get("rm-180nm"), rows=8, columns=4)
