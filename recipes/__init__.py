@@ -1,7 +1,18 @@
 """Recipes: whole runs, read top to bottom, and the command line."""
 
 from aihwkit_lora.recipes.face_recognition import FaceRecognition
+from aihwkit_lora.recipes.objective_table import ObjectiveTable
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, run_recipe
+from aihwkit_lora.recipes.request_stream import RequestStream
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 
-__all__ = ["RECIPES", "FaceRecognition", "Finished", "Recipe", "RunFolder", "run_recipe"]
+__all__ = [
+    "RECIPES",
+    "FaceRecognition",
+    "Finished",
+    "ObjectiveTable",
+    "Recipe",
+    "RequestStream",
+    "RunFolder",
+    "run_recipe",
+]

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""From a model, images ``(n, 1, size, size)`` and labels ``(n,)`` to a loss."""
+from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.unlearning import objectives
+from aihwkit_lora.unlearning.objectives.diffusion import Diffusion
+from aihwkit_lora.unlearning.objectives.hidden import RMU
+from aihwkit_lora.unlearning.objectives.relabelling import Relabels
+from aihwkit_lora.unlearning.objectives.tokens import TokenLevel
+
+OWN = "kl_uniform"
+"""Name of what :func:`forgetting` does: the registered objective of that name, in one pass."""
+
+
+LAST_BLOCK = "blocks.1"
+"""Layer of the recipe's mixer that objectives on hidden features look at."""
+
+
+class Objective(Protocol):
+    """From a model, images ``(n, 1, size, size)`` and labels ``(n,)`` to a loss."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, progress: float = 0.0
+    ) -> Tensor:
+        """Compute the loss; ``progress`` is the fraction of the training that is done."""
 
 
 def learning(*, weight_noise: float, label_smoothing: float = 0.1) -> Objective:
@@ -22,7 +44,7 @@ def learning(*, weight_noise: float, label_smoothing: float = 0.1) -> Objective:
         label_smoothing: Share of the target spread over all outputs.
     """
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, *, progress: float = 0.0) -> Tensor:
         noisy = {
             f"{name}.weight": _shaken(layer.weight, weight_noise)
             for name, layer in model.named_modules()
@@ -47,7 +69,7 @@ def forgetting(*, forgotten: int, kept: Sequence[int], margin: float) -> Objecti
         margin: Wanted distance in logits.
     """
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, *, progress: float = 0.0) -> Tensor:
         logits = model(varied(images))
         target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
         nobody = torch.zeros_like(target[0])
@@ -56,6 +78,98 @@ def forgetting(*, forgotten: int, kept: Sequence[int], margin: float) -> Objecti
         return F.cross_entropy(logits, target) + hinge(logits, forgotten, margin)
 
     return loss
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered objective on batches of everybody: who is to be forgotten is picked out.
+
+    Args:
+        objective: Takes a forget part, a retain part, or both.
+        forgotten: Output of the person to forget.
+
+    Example:
+        >>> loss = Registered(objectives.get("bounded_ga")(), forgotten=2)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(256, 6))
+        >>> loss(model, torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 2])).shape
+        torch.Size([])
+    """
+
+    objective: objectives.Objective
+    forgotten: int
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, progress: float = 0.0
+    ) -> Tensor:
+        """Compute the loss; 0 for a batch that lacks a part which the objective needs."""
+        images, forget = varied(images), labels == self.forgotten
+        masks = {"forget": forget, "retain": ~forget}
+        batch = {part: (images[m], labels[m]) for part, m in masks.items() if m.any()}
+        if self.objective.needs & masks.keys() <= batch.keys():
+            return self.objective.loss(model, batch, progress=progress)
+        nothing: Tensor = 0.0 * model(images).sum()
+        return nothing
+
+
+def require_usable(name: str) -> None:
+    """See that an objective can forget a person.
+
+    Args:
+        name: Of a registered objective.
+    Raises:
+        UnknownNameError: There is none of that name.
+        ConfigurationError: It is one for diffusion or for tokens.
+
+    Example:
+        >>> require_usable("esd")
+        Traceback (most recent call last):
+        ...
+        aihwkit_lora.errors.ConfigurationError: objective 'esd': expected one for classifiers, ...
+    """
+    kind = objectives.get(name)
+    for family, purpose in ((Diffusion, "diffusion models"), (TokenLevel, "language models")):
+        if issubclass(kind, family):
+            raise ConfigurationError(
+                f"objective '{name}': expected one for classifiers, got one for {purpose}. Take "
+                f"'{OWN}' or '{objectives.DEFAULT}', for example."
+            )
+
+
+def forgetting_by(name: str, *, forgotten: int, kept: Sequence[int], margin: float) -> Objective:
+    """Forget by an objective of the registry, with its own settings; ``margin`` is for the default.
+
+    Args:
+        name: See :func:`require_usable`.
+        forgotten: Output of the person to forget.
+        kept: Outputs of everybody else who was learnt.
+        margin: Wanted distance in logits, of the default one.
+
+    Example:
+        >>> loss = forgetting_by("masked_teacher", forgotten=2, kept=(0, 1, 3, 4), margin=5.0)
+        >>> loss.objective.outputs
+        (0, 1, 3, 4)
+    """
+    if name == OWN:
+        return forgetting(forgotten=forgotten, kept=kept, margin=margin)
+    kind, options = objectives.get(name), dict[str, Any]()
+    if issubclass(kind, Relabels) and len(kept) > 1:
+        options["outputs"] = tuple(kept)
+    if issubclass(kind, RMU):
+        options["layer"] = LAST_BLOCK
+    return Registered(kind(**options), forgotten)
+
+
+def needs_a_branch(name: str) -> bool:
+    """Tell whether an objective works on adapters alone, not where all weights are trained.
+
+    Args:
+        name: Of a registered objective.
+
+    Example:
+        >>> needs_a_branch("npo"), needs_a_branch("kl_uniform")
+        (True, False)
+    """
+    return name == "negation" or "reference" in objectives.get(name).needs
 
 
 def continuing(*, forgotten: int, margin: float, vary: bool = True) -> Objective:
@@ -69,7 +183,7 @@ def continuing(*, forgotten: int, margin: float, vary: bool = True) -> Objective
         vary: Whether images vary from step to step.
     """
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, *, progress: float = 0.0) -> Tensor:
         logits = model(varied(images) if vary else images)
         return F.cross_entropy(logits, labels) + hinge(logits, forgotten, margin)
 

@@ -11,21 +11,28 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 import aihwkit_lora as al
 from aihwkit_lora.callbacks import EnergyMeter, FrozenGuard, PulseCounter
 from aihwkit_lora.chips import Chip
+from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.face_data import FaceData, FaceDataConfig, FaceImages, load_faces
-from aihwkit_lora.recipes.face_objectives import Objective, continuing, forgetting, learning
+from aihwkit_lora.recipes.face_objectives import (
+    OWN,
+    Objective,
+    continuing,
+    forgetting_by,
+    learning,
+    needs_a_branch,
+    require_usable,
+)
 from aihwkit_lora.recipes.face_ratios import ratios
 from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
@@ -40,7 +47,11 @@ from aihwkit_lora.recipes.training import (
     Trainee,
     fit,
 )
-from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
+from aihwkit_lora.reporting import RunReport, StageRecord, environment
+from aihwkit_lora.unlearning.auditing import audit
+from aihwkit_lora.unlearning.objectives import apply_negation_
+from aihwkit_lora.unlearning.request_log import RequestLog
+from aihwkit_lora.unlearning.seal import seal_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,8 @@ class FaceRecognition(FaceDataConfig):
         baseline: Whether to run the arm that reprograms all weights.
         learn_epochs: Epochs of learning the first people, in torch.
         weight_noise: Weight noise while learning, as a fraction of the largest weight.
+        objective: Name of the objective that forgets; any one for classifiers. The baseline forgets
+            by the default one if it needs a branch that can be left out.
         forget_rank: Rank of the adapter that forgets.
         forget_epochs: Its epochs.
         continue_rank: Rank of the adapter that learns the new person.
@@ -71,6 +84,7 @@ class FaceRecognition(FaceDataConfig):
     baseline: bool = True
     learn_epochs: int = 150
     weight_noise: float = 0.03
+    objective: str = OWN
     forget_rank: int = 6
     forget_epochs: int = 30
     continue_rank: int = 8
@@ -84,6 +98,7 @@ class FaceRecognition(FaceDataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         al.chips.find(self.chip)
+        require_usable(self.objective)
         for name in (field.name for field in dataclasses.fields(self)):
             if name.endswith(("_epochs", "_rank", "_size")) and getattr(self, name) < 1:
                 raise ConfigurationError(
@@ -160,30 +175,27 @@ class Job:
         return self._finished("program", model, ledger.total(), start, metrics=metrics)
 
     def forget(self, programmed: nn.Module) -> Finished:
-        """Forget one person by a LoRA branch."""
+        """Forget one person by a LoRA branch, and seal it."""
         adapter = self._adapter(self.config.forget_rank)
         # PEFT puts adapters into the model it is given; the other arm starts from the same one.
-        model = get_peft_model(copy.deepcopy(programmed), adapter, adapter_name="forget")
-        return self._adapt(
-            "forget", model, self._forgetting(), self.config.forget_epochs, _forget_score
-        )
+        model = add_adapter_(copy.deepcopy(programmed), "forget", adapter)
+        objective = self._forgetting(self.config.objective)
+        # Negation learns what is to be forgotten, and turns it round in the end.
+        score = None if self.config.objective == "negation" else _forget_score(self.faces)
+        return self._adapt("forget", model, objective, self.config.forget_epochs, score)
 
     def continue_(self, forgotten: nn.Module) -> Finished:
         """Learn a new person by a second branch; the first stays active, and fixed."""
-        model = cast(PeftModel, forgotten)
-        model.add_adapter("continue", self._adapter(self.config.continue_rank))
-        model.base_model.set_adapter(["forget", "continue"])  # type: ignore[operator]
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".continue." in name)
-        return self._adapt(
-            "continue", model, self._continuing(), self.config.continue_epochs, _continue_score
-        )
+        model = add_adapter_(forgotten, "continue", self._adapter(self.config.continue_rank))
+        objective, score = self._continuing(), _continue_score(self.faces)
+        return self._adapt("continue", model, objective, self.config.continue_epochs, score)
 
     def rewrite(self, programmed: nn.Module) -> Finished:
         """Forget by training all weights, written into the arrays after each step."""
         model = train_all_weights_(copy.deepcopy(programmed))
-        epochs = self.config.reprogram_forget_epochs
-        return self._reprogram("forget", model, self._forgetting(), epochs, 5e-3)
+        epochs, name = self.config.reprogram_forget_epochs, self.config.objective
+        objective = self._forgetting(OWN if needs_a_branch(name) else name)
+        return self._reprogram("forget", model, objective, epochs, 5e-3)
 
     def rewrite_on(self, forgotten: nn.Module) -> Finished:
         """Learn the new person in the same way."""
@@ -198,10 +210,10 @@ class Job:
         model: PeftModel,
         objective: Objective,
         epochs: int,
-        score: Callable[[FaceData], Score],
+        score: Score | None,
     ) -> Finished:
         schedule = Schedule(epochs=epochs, learning_rate=1e-2, batch_size=self.config.batch_size)
-        trainee = Trainee(model, objective, schedule, score=score(self.faces))
+        trainee = Trainee(model, objective, schedule, score=score)
         return self._train("hybrid", stage, trainee, schedule, Ledger(), FrozenGuard())
 
     def _reprogram(
@@ -233,10 +245,22 @@ class Job:
         images = self._images(stage)
         fit(trainee, images, self.faces, schedule, log=log, callbacks=callbacks)
         trainee.restore_best()
+        trained = _trainable(model)
+        if isinstance(model, PeftModel) and stage == "forget":
+            self._seal(model)
         metrics = {**evaluate(model), **self._adapter_off(model)}
-        counts = ledger.total(phase=stage)
-        steps = tuple(recorder.steps)
-        return self._finished(stage, model, counts, start, metrics=metrics, steps=steps)
+        finished = self._finished(stage, model, ledger.total(phase=stage), start, metrics=metrics)
+        record = dataclasses.replace(
+            finished.record, steps=tuple(recorder.steps), trainable_parameters=trained
+        )
+        return Finished(model, record)
+
+    def _seal(self, model: PeftModel) -> None:
+        """Keep the branch that forgets in force, whatever is learnt later."""
+        if self.config.objective == "negation":
+            apply_negation_(model, "forget")
+        log = RequestLog(self.folder.path / "requests.jsonl")
+        seal_(model, "forget", request=f"person {self.config.forgotten}", log=log)
 
     def _images(self, stage: str) -> FaceImages:
         """Images of everybody learnt so far; the forgotten person's are gone once forgotten."""
@@ -244,9 +268,9 @@ class Job:
         people = faces.learnt if stage == "forget" else (*faces.kept, faces.new)
         return faces.train.of(*people)
 
-    def _forgetting(self) -> Objective:
-        faces = self.faces
-        return forgetting(forgotten=faces.forgotten, kept=faces.kept, margin=self.config.margin)
+    def _forgetting(self, name: str) -> Objective:
+        faces, margin = self.faces, self.config.margin
+        return forgetting_by(name, forgotten=faces.forgotten, kept=faces.kept, margin=margin)
 
     def _continuing(self, *, vary: bool = True) -> Objective:
         forgotten, margin = self.faces.forgotten, self.config.margin
@@ -281,12 +305,8 @@ class Job:
         """What the arrays still know: the forgotten person without any adapter."""
         if not isinstance(model, PeftModel):
             return {}
-        trained = [parameter.requires_grad for parameter in model.parameters()]
-        with model.disable_adapter():
+        with audit(model, reason="what the arrays still know"), model.disable_adapter():
             result = Evaluation.of(model, self.faces.test)
-        # PEFT 0.21 makes every active adapter trainable on the way out.
-        for parameter, flag in zip(model.parameters(), trained, strict=True):
-            parameter.requires_grad_(flag)
         return {"adapter_off_forget_accuracy": result.accuracy(self.faces.forgotten)}
 
     def _seed(self, stage: int) -> None:
@@ -300,7 +320,6 @@ class Job:
         start: float,
         *,
         metrics: dict[str, float],
-        steps: tuple[StepRecord, ...] = (),
     ) -> Finished:
         frozen = next(al.frozen_layers(model), None) is not None
         record = StageRecord(
@@ -308,12 +327,15 @@ class Job:
             metrics=metrics,
             counts=counts,
             energy=al.price(counts, self.chip),
-            trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            trainable_parameters=_trainable(model),
             fingerprint=al.fingerprint(model) if frozen else "",
-            steps=steps,
             wall_s=time.perf_counter() - start,
         )
         return Finished(model, record)
+
+
+def _trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _forget_score(faces: FaceData) -> Score:

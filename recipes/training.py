@@ -142,16 +142,18 @@ class Trainee(pl.LightningModule):
         self.model = model
         self._objective, self._schedule = objective, schedule
         self._score, self._after_step = score, after_step
+        self._steps = 1
         self._best_score = -math.inf
         self._best: list[Tensor] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Loss of a batch of images and labels."""
-        return self._objective(self.model, *batch)
+        return self._objective(self.model, *batch, progress=self.global_step / self._steps)
 
     def configure_optimizers(self) -> Any:
         """AdamW over what wants a gradient, and the schedule's rates."""
         schedule, steps = self._schedule, int(self.trainer.estimated_stepping_batches)
+        self._steps = steps
         optimizer = AdamW(
             self._trained(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )

@@ -178,7 +178,7 @@ def _siemens(
     array: FrozenTileArray, index: int, position: tuple[int, int], mapping: ConductanceMapping
 ) -> Tensor:
     """Conductances of one tile's cells as they are now, ``(cells_per_weight, columns, rows)``."""
-    if mapping.pairs and array.programming.cells and array.seconds == 0.0:
+    if mapping.pairs and array.programming.cells and array.tensors is array.programmed:
         return array.programming.cells[index].siemens
     # A weight says where its only cell is. Where pairs of cells are is not known otherwise: as they
     # would be written.

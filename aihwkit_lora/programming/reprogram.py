@@ -70,6 +70,7 @@ def reprogram_(
             layer's cells are unknown because it was not programmed by ``program_``.
         ConfigurationError: A target has another shape, or there is no such level.
         UnsupportedTileError: An adapter is more than a sum of plain LoRA branches.
+        SealError: The model has sealed adapters, which belong to the arrays as they are.
 
     Example:
         >>> import aihwkit_lora as al
@@ -93,6 +94,10 @@ def reprogram_(
         raise StageError(
             f"expected targets for frozen layers, got '{unknown[0]}'. Known: {', '.join(layers)}."
         )
+    for module in model.modules():
+        # Other arrays would no longer be those that a sealed adapter was made for.
+        if refuse := getattr(module, "refuse_rewriting", None):
+            refuse("reprogram_")
     writer = Writer.of(chip, policy=policy, level=level, seed=seed)
     written = [
         _rewrite(name, layers[name], target, chip, writer) for name, target in wanted.items()

@@ -20,6 +20,7 @@ from aihwkit_lora.tiles.layers import (
     FrozenLayer,
     FrozenLinear,
 )
+from aihwkit_lora.tiles.write_noise import evaluate_noisy, noisy_chips, noisy_outputs
 
 __all__ = [
     "EngineChoice",
@@ -33,9 +34,12 @@ __all__ = [
     "convert",
     "drift_",
     "engines",
+    "evaluate_noisy",
     "fingerprint",
     "freeze_",
     "frozen_layers",
+    "noisy_chips",
+    "noisy_outputs",
     "target_modules",
     "thaw_",
     "verify",

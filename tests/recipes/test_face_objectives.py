@@ -9,9 +9,25 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from torch import nn
 
-from aihwkit_lora.recipes.face_objectives import continuing, forgetting, hinge, learning, varied
+import aihwkit_lora as al
+from aihwkit_lora.continual.composition import add_adapter_
+from aihwkit_lora.errors import ConfigurationError, UnknownNameError
+from aihwkit_lora.recipes.face_objectives import (
+    Registered,
+    continuing,
+    forgetting,
+    forgetting_by,
+    hinge,
+    learning,
+    needs_a_branch,
+    require_usable,
+    varied,
+)
+from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer
+from aihwkit_lora.unlearning import objectives
 
 LOGITS = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=4, max_size=4), min_size=1)
 
@@ -130,3 +146,85 @@ def test_varied_moves_by_no_more_than_the_shift():
     found = varied(images, shift=1.0, rotation_degrees=0.0, zoom=0.0)
     assert float(found[:, :, 7:10, 7:10].sum(dim=(1, 2, 3)).min()) == pytest.approx(1.0, abs=1e-4)
     assert len({image.numpy().tobytes() for image in found}) == 200
+
+
+OTHER_MODELS = ("esd", "gaussian_target", "pseudo_class", "uniform_target")
+LANGUAGE = ("token_ga", "token_npo", "token_simnpo")
+CLASSIFIERS = sorted({*objectives.names()} - {*OTHER_MODELS, *LANGUAGE})
+KEPT = (0, 1, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    torch.manual_seed(0)
+    net = al.convert(MlpMixer(), al.chips.get("rm-180nm")).requires_grad_(False)
+    net = al.freeze_(net, programmed_by="test")
+    config = LoraConfig(r=2, target_modules=LORA_TARGETS, init_lora_weights=False)
+    return add_adapter_(net, "forget", config)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_objective_for_classifiers_trains_the_adapter(adapted, name):
+    require_usable(name)
+    loss = forgetting_by(name, forgotten=2, kept=KEPT, margin=5.0)
+    images, labels = torch.rand(8, 1, 16, 16), torch.arange(8) % 5
+    adapted.zero_grad()
+    loss(adapted, images, labels, progress=0.95).backward()
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    moved = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in trained]
+    # The head comes after the layer whose output this one is about.
+    assert moved.count(False) == (2 if name == "rmu" else 0)
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS + LANGUAGE)
+def test_objectives_for_other_models_are_refused(name):
+    kind = "diffusion" if name in OTHER_MODELS else "language"
+    expected = f"objective '{name}': expected one for classifiers, got one for {kind} models"
+    with pytest.raises(ConfigurationError, match=expected):
+        require_usable(name)
+
+
+def test_unknown_objectives_are_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"unknown objective 'npoo'\. Did you mean 'npo'"):
+        require_usable("npoo")
+
+
+def test_batches_are_split_by_who_is_forgotten():
+    seen = {}
+
+    class Spy(objectives.get("bounded_ga")):
+        def loss(self, model, batch, *, progress=0.0):
+            seen.update({part: labels.tolist() for part, (_, labels) in batch.items()})
+            assert progress == 0.25
+            return torch.zeros(())
+
+    images, labels = torch.rand(5, 1, 16, 16), torch.tensor([2, 0, 2, 1, 3])
+    Registered(Spy(), 2)(nn.Flatten(), images, labels, progress=0.25)
+    assert seen == {"forget": [2, 2], "retain": [0, 1, 3]}
+
+
+def test_a_batch_without_the_forgotten_person_moves_nothing(adapted):
+    loss = forgetting_by("npo", forgotten=2, kept=KEPT, margin=5.0)
+    adapted.zero_grad()
+    found = loss(adapted, torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))
+    found.backward()
+    assert found.item() == 0.0
+    assert not any(bool(p.grad.any()) for p in adapted.parameters() if p.grad is not None)
+
+
+def test_default_is_the_recipes_own_and_others_choose_among_the_kept():
+    own = forgetting_by("kl_uniform", forgotten=2, kept=KEPT, margin=5.0)
+    assert not isinstance(own, Registered)
+    assert (
+        forgetting_by("random_label", forgotten=2, kept=KEPT, margin=5.0).objective.outputs == KEPT
+    )
+    # One person is no choice.
+    assert (
+        forgetting_by("random_label", forgotten=1, kept=(0,), margin=5.0).objective.outputs is None
+    )
+
+
+def test_objectives_that_need_a_branch():
+    assert [name for name in CLASSIFIERS if needs_a_branch(name)] == [
+        "boundary_shrink", "masked_teacher", "negation", "npo", "rmu", "scrub",
+    ]  # fmt: skip

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 
 import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError, UnknownNameError
@@ -14,6 +16,8 @@ from aihwkit_lora.recipes import RECIPES, run_recipe
 from aihwkit_lora.recipes.face_data import data_folder
 from aihwkit_lora.recipes.face_recognition import FaceRecognition
 from aihwkit_lora.reporting import RunReport
+from aihwkit_lora.unlearning.request_log import RequestLog
+from aihwkit_lora.unlearning.seal import seals, verify_seals
 
 SHORT = FaceRecognition(
     learn_epochs=2,
@@ -203,6 +207,53 @@ def test_chip_and_numbers_are_checked_before_anything_runs():
     for name in ("learn_epochs", "continue_rank", "batch_size"):
         with pytest.raises(ConfigurationError, match=f"expected {name} of at least 1, found 0"):
             FaceRecognition(**{name: 0})
+
+
+def test_unknown_and_unsuitable_objectives_are_refused_before_anything_runs():
+    with pytest.raises(UnknownNameError, match="unknown objective 'kl'"):
+        FaceRecognition(objective="kl")
+    with pytest.raises(ConfigurationError, match="objective 'esd': expected one for classifiers"):
+        FaceRecognition(objective="esd")
+
+
+@pytest.mark.parametrize("stage", ["hybrid-forget", "hybrid-continue"])
+def test_what_forgets_is_sealed_and_stays_sealed_on_disk(out, stage):
+    model = torch.load(out / "stages" / f"{stage}.pt", weights_only=False).model
+    verify_seals(model)
+    (seal,) = seals(model)
+    assert (seal.adapter, seal.request, seal.level) == ("forget", "person 2", "suppressed")
+
+
+def test_looking_without_the_adapters_is_on_record(out):
+    log = RequestLog(out / "requests.jsonl")
+    assert log.verify() == 5
+    # At the end of each stage of the arm.
+    assert [entry.kind for entry in log.entries()] == ["seal"] + ["audit-start", "audit-end"] * 2
+
+
+def test_an_objective_with_a_reference_runs_through_and_the_baseline_does_without(tmp_path):
+    config = replace(SHORT, objective="npo")
+    report = run_recipe(RECIPES.get("face_recognition"), config, tmp_path)
+    assert report.config["objective"] == "npo"
+    for arm, expected in TRAINABLE.items():
+        found = {stage.name: stage.trainable_parameters for stage in report.arms[arm]}
+        assert found == expected
+    # 135 images, 27 of them of the forgotten person, whom the reference reads again.
+    forgot = {arm: report.arms[arm][2].counts["cell_reads"] for arm in ("hybrid", "reprogram")}
+    assert forgot == {"hybrid": (135 + 27) * 87_160, "reprogram": 135 * 87_160}
+
+
+def test_negation_is_turned_round_before_it_is_sealed(tmp_path, monkeypatch):
+    turned = []
+    monkeypatch.setattr(
+        "aihwkit_lora.recipes.face_recognition.apply_negation_",
+        lambda model, adapter: turned.append((len(seals(model)), adapter)),
+    )
+    config = replace(SHORT, objective="negation", baseline=False)
+    report = run_recipe(RECIPES.get("face_recognition"), config, tmp_path)
+    assert turned == [(0, "forget")]
+    found = {stage.name: stage.trainable_parameters for stage in report.arms["hybrid"]}
+    assert found == TRAINABLE["hybrid"]
 
 
 @pytest.mark.slow
