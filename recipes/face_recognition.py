@@ -34,6 +34,7 @@ from aihwkit_lora.recipes.face_objectives import (
     require_usable,
 )
 from aihwkit_lora.recipes.face_ratios import ratios
+from aihwkit_lora.recipes.face_verification import verify
 from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
 from aihwkit_lora.recipes.reprogramming import Reprogrammer, train_all_weights_
@@ -52,6 +53,10 @@ from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.objectives import apply_negation_
 from aihwkit_lora.unlearning.request_log import RequestLog
 from aihwkit_lora.unlearning.seal import seal_
+from aihwkit_lora.unlearning.verification import Verdict
+
+NEGATION_STRENGTHS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
+"""How much of a branch the objective ``negation`` may subtract; tried on validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ class FaceRecognition(FaceDataConfig):
         batch_size: Images per step of the adapters.
         reprogram_forget_epochs: Steps in which the baseline forgets, each on all images.
         reprogram_continue_epochs: Steps in which the baseline learns the new person.
+        verify: How many models to train from scratch without the forgotten person, to verify the
+            forgetting against; 0 for no verification.
 
     Example:
         >>> FaceRecognition(data="digits", seed=1).forgotten
@@ -94,6 +101,7 @@ class FaceRecognition(FaceDataConfig):
     batch_size: int = 128
     reprogram_forget_epochs: int = 30
     reprogram_continue_epochs: int = 60
+    verify: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +112,8 @@ class FaceRecognition(FaceDataConfig):
                 raise ConfigurationError(
                     f"expected {name} of at least 1, found {getattr(self, name)}."
                 )
+        if self.verify < 0:
+            raise ConfigurationError(f"expected verify of 0 or more, found {self.verify}.")
 
 
 def run(config: FaceRecognition, folder: RunFolder) -> RunReport:
@@ -117,6 +127,10 @@ def run(config: FaceRecognition, folder: RunFolder) -> RunReport:
     learnt = folder.stage("learn", job.learn)
     programmed = folder.stage("program", lambda: job.program(learnt.model))
     forgotten = folder.stage("hybrid-forget", lambda: job.forget(programmed.model))
+    if config.verify:
+        findings = verify(job, forgotten.model, config.verify)
+        verdicts = ", ".join(f"{findings.count(verdict)} {verdict}" for verdict in Verdict)
+        folder.say(f"verification: {verdicts}; see {folder.path / 'forgetting.md'}")
     continued = folder.stage("hybrid-continue", lambda: job.continue_(forgotten.model))
     start = (learnt.record, programmed.record)
     arms = {"hybrid": (*start, forgotten.record, continued.record)}
@@ -258,9 +272,19 @@ class Job:
     def _seal(self, model: PeftModel) -> None:
         """Keep the branch that forgets in force, whatever is learnt later."""
         if self.config.objective == "negation":
-            apply_negation_(model, "forget")
+            self._negate(model)
         log = RequestLog(self.folder.path / "requests.jsonl")
         seal_(model, "forget", request=f"person {self.config.forgotten}", log=log)
+
+    def _negate(self, model: PeftModel) -> None:
+        """Subtract the branch, as strongly as serves validation images best."""
+
+        def score(strength: float) -> float:
+            trial = copy.deepcopy(model)
+            apply_negation_(trial, "forget", strength)
+            return _forget_score(self.faces)(Evaluation.of(trial, self.faces.validation))
+
+        apply_negation_(model, "forget", max(NEGATION_STRENGTHS, key=score))
 
     def _images(self, stage: str) -> FaceImages:
         """Images of everybody learnt so far; the forgotten person's are gone once forgotten."""

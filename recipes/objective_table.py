@@ -23,6 +23,7 @@ from aihwkit_lora.metering import Counts
 from aihwkit_lora.recipes.face_data import FaceImages, load_faces
 from aihwkit_lora.recipes.face_objectives import require_usable
 from aihwkit_lora.recipes.face_recognition import FaceRecognition, Job
+from aihwkit_lora.recipes.face_verification import without_forgotten
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.training import Evaluation
@@ -203,10 +204,8 @@ class Trial:
         return self.folder.stage(f"retrained-{self.name}-{number}", partial(self._retrain, number))
 
     def _retrain(self, number: int) -> Finished:
-        face = dataclasses.replace(self.job.config, seed=self.job.config.seed + 1000 * (number + 1))
-        faces = dataclasses.replace(self.job.faces, learnt=self.job.faces.kept)
-        job = Job(face, faces, self.job.chip, self.folder)
-        return job.program(job.learn().model)
+        other = without_forgotten(self.job, number)
+        return other.program(other.learn().model)
 
     def _metrics(self, model: nn.Module) -> dict[str, float]:
         faces, forgotten = self.job.faces, self.job.faces.forgotten

@@ -29,7 +29,7 @@ from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.face_data import FaceDataConfig, load_faces
 from aihwkit_lora.recipes.face_objectives import Objective, hinge, learning, varied
-from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer
+from aihwkit_lora.recipes.mixer import MlpMixer
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.training import (
@@ -69,6 +69,8 @@ class RequestStream:
         rank: Rank of each adapter.
         lora_scale: Factor on an adapter's output; ``lora_alpha`` is this times the rank.
         margin: Logits by which forgotten outputs shall stay below the winner.
+        label_smoothing: Share of the target that is spread over everybody who is known, 0 to 1.
+        learning_rate: Of the adapters, at its peak.
         batch_size: Images per step of the adapters.
         download: Whether a missing data set may be fetched from the internet.
     Raises:
@@ -92,6 +94,8 @@ class RequestStream:
     rank: int = 8
     lora_scale: float = 4.0
     margin: float = 5.0
+    label_smoothing: float = 0.1
+    learning_rate: float = 4e-3
     batch_size: int = 128
     download: bool = True
 
@@ -235,7 +239,8 @@ class Job:
         adapter = LoraConfig(
             r=config.rank,
             lora_alpha=config.lora_scale * config.rank,  # type: ignore[arg-type]
-            target_modules=LORA_TARGETS,
+            # New people need other features, not only another use of those that are there.
+            target_modules=al.target_modules(model),
         )
         name = phase.request.adapter
         peft = add_adapter_(model, name, adapter, composition=composition)
@@ -249,7 +254,7 @@ class Job:
         name, ledger, start = stage_name(phase), Ledger(), time.perf_counter()
         schedule = Schedule(
             epochs=self.config.adapter_epochs,
-            learning_rate=1e-2,
+            learning_rate=self.config.learning_rate,
             batch_size=self.config.batch_size,
         )
         trainee = Trainee(
@@ -278,6 +283,7 @@ class Job:
             forgotten=() if phase.learns else self._labels(map(int, phase.units)),
             gone=self._labels(map(int, held)),
             margin=self.config.margin,
+            label_smoothing=self.config.label_smoothing,
         )
 
     def _score(self, phase: Phase) -> Score:
@@ -330,7 +336,12 @@ class Job:
 
 
 def serving(
-    *, kept: Sequence[int], forgotten: Sequence[int], gone: Sequence[int], margin: float
+    *,
+    kept: Sequence[int],
+    forgotten: Sequence[int],
+    gone: Sequence[int],
+    margin: float,
+    label_smoothing: float = 0.0,
 ) -> Objective:
     """Know some people, forget others, and hold down whoever was forgotten before.
 
@@ -342,6 +353,7 @@ def serving(
         forgotten: Outputs of people to forget now, whose images are there.
         gone: Outputs of people forgotten before, of whom no image is left.
         margin: Wanted distance in logits.
+        label_smoothing: Share of the target that is spread over the kept outputs, 0 to 1.
 
     Example:
         >>> loss = serving(kept=[0, 1], forgotten=[2], gone=[3], margin=5.0)
@@ -355,6 +367,7 @@ def serving(
         target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
         nobody = torch.zeros_like(target[0])
         nobody[list(kept)] = 1.0 / len(kept)
+        target = (1.0 - label_smoothing) * target + label_smoothing * nobody
         target[torch.isin(labels, torch.tensor([*forgotten], dtype=labels.dtype))] = nobody
         held = [hinge(logits, output, margin) for output in (*forgotten, *gone)]
         return sum(held, F.cross_entropy(logits, target))

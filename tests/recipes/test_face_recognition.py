@@ -14,10 +14,12 @@ import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError, UnknownNameError
 from aihwkit_lora.recipes import RECIPES, run_recipe
 from aihwkit_lora.recipes.face_data import data_folder
-from aihwkit_lora.recipes.face_recognition import FaceRecognition
+from aihwkit_lora.recipes.face_recognition import NEGATION_STRENGTHS, FaceRecognition
 from aihwkit_lora.reporting import RunReport
+from aihwkit_lora.unlearning.objectives import apply_negation_
 from aihwkit_lora.unlearning.request_log import RequestLog
 from aihwkit_lora.unlearning.seal import seals, verify_seals
+from aihwkit_lora.unlearning.verification import ForgettingReport
 
 SHORT = FaceRecognition(
     learn_epochs=2,
@@ -245,15 +247,42 @@ def test_an_objective_with_a_reference_runs_through_and_the_baseline_does_withou
 
 def test_negation_is_turned_round_before_it_is_sealed(tmp_path, monkeypatch):
     turned = []
-    monkeypatch.setattr(
-        "aihwkit_lora.recipes.face_recognition.apply_negation_",
-        lambda model, adapter: turned.append((len(seals(model)), adapter)),
-    )
+
+    def turn(model, adapter, strength):
+        turned.append((len(seals(model)), adapter, strength))
+        apply_negation_(model, adapter, strength)
+
+    monkeypatch.setattr("aihwkit_lora.recipes.face_recognition.apply_negation_", turn)
     config = replace(SHORT, objective="negation", baseline=False)
     report = run_recipe(RECIPES.get("face_recognition"), config, tmp_path)
-    assert turned == [(0, "forget")]
+    # Every strength on a copy, then the best one on the model itself.
+    *tried, chosen = [strength for _, _, strength in turned]
+    assert tuple(tried) == NEGATION_STRENGTHS
+    assert chosen in NEGATION_STRENGTHS
+    assert {(seals, adapter) for seals, adapter, _ in turned} == {(0, "forget")}
     found = {stage.name: stage.trainable_parameters for stage in report.arms["hybrid"]}
     assert found == TRAINABLE["hybrid"]
+
+
+def test_forgetting_is_verified_against_retrained_models(tmp_path):
+    config = replace(SHORT, baseline=False, verify=2)
+    said = []
+    run_recipe(RECIPES.get("face_recognition"), config, tmp_path, say=said.append)
+    report = ForgettingReport.read(tmp_path / "forgetting.json")
+    assert report.level == "suppressed"
+    assert report.references == 2
+    assert report.retraining.pulses > 0  # both were programmed
+    adapter_off = report.finding("adapter_off_accuracy")
+    assert (tmp_path / "forgetting.md").read_text().count(adapter_off.title) == 2
+    assert any(line.startswith("verification: ") and "not judged" in line for line in said)
+    # The audit is on the record.
+    kinds = [entry.kind for entry in RequestLog(tmp_path / "requests.jsonl").entries()]
+    assert any("audit" in kind for kind in kinds)
+
+
+def test_fewer_than_no_retrained_models_are_refused():
+    with pytest.raises(ConfigurationError, match="verify of 0 or more, found -1"):
+        FaceRecognition(verify=-1)
 
 
 @pytest.mark.slow
