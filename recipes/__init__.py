@@ -5,6 +5,7 @@ from aihwkit_lora.recipes.objective_table import ObjectiveTable
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, run_recipe
 from aihwkit_lora.recipes.request_stream import RequestStream
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.speaker_authentication import SpeakerAuthentication
 
 __all__ = [
     "RECIPES",
@@ -14,5 +15,6 @@ __all__ = [
     "Recipe",
     "RequestStream",
     "RunFolder",
+    "SpeakerAuthentication",
     "run_recipe",
 ]

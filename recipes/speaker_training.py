@@ -1,0 +1,314 @@
+"""How a stage of the speaker recipe is trained: objectives, Adam on one cycle, the best epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.recipes.speaker_data import SpeakerClips
+from aihwkit_lora.recipes.speaker_features import varied
+from aihwkit_lora.unlearning.objectives.relabelling import KLUniform
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From a model, what it sees of clips ``(n, windows, bands)`` and labels ``(n,)`` to a loss."""
+
+Score = Callable[["Heard"], float]
+"""From what a model says about validation clips to a number that shall be high."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle:
+    """How long and how fast a stage trains.
+
+    Args:
+        epochs: Passes over the clips, at least 1.
+        learning_rate: At its peak, above 0.
+        batch_size: Clips per step, at least 1.
+    Raises:
+        ConfigurationError: A value is out of its range.
+
+    Example:
+        >>> OneCycle(epochs=30, learning_rate=2e-3).batch_size
+        128
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 128
+
+    @classmethod
+    def of_steps(cls, steps: int, *, clips: int, learning_rate: float, batch_size: int) -> OneCycle:
+        """Take as many whole epochs as it takes to get at least this number of steps.
+
+        Args:
+            steps: At least 1.
+            clips: In an epoch.
+            learning_rate: At its peak, above 0.
+            batch_size: Clips per step, at least 1.
+
+        Example:
+            >>> OneCycle.of_steps(24, clips=1800, learning_rate=1e-3, batch_size=512).epochs
+            6
+        """
+        epochs = math.ceil(steps / math.ceil(clips / batch_size))
+        return cls(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(
+                    f"schedule: expected {name} of 1 or more, got {getattr(self, name)}."
+                )
+        if not self.learning_rate > 0.0:
+            raise ConfigurationError(
+                f"schedule: expected learning_rate above 0, got {self.learning_rate}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What a model says about some clips.
+
+    Args:
+        logits: Shape ``(n, outputs)``.
+        labels: Shape ``(n,)``.
+
+    Example:
+        >>> heard = Heard(torch.eye(3), torch.tensor([0, 1, 1]))
+        >>> heard.accuracy(0), heard.accuracy(1)
+        (1.0, 0.5)
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, clips: SpeakerClips) -> Heard:
+        """Let a model hear clips as they are.
+
+        Args:
+            model: Gives logits.
+            clips: What it hears.
+        """
+        return cls(model(clips.inputs), clips.labels)
+
+    def accuracy(self, *speakers: int) -> float:
+        """Fraction of the clips of some speakers that are given the right label."""
+        mask = self._of(speakers)
+        return float((self.logits[mask].argmax(dim=1) == self.labels[mask]).double().mean())
+
+    def loss(self, *speakers: int) -> float:
+        """Mean cross-entropy over the clips of some speakers.
+
+        One without an output yet must not be asked for.
+        """
+        mask = self._of(speakers)
+        return float(F.cross_entropy(self.logits[mask], self.labels[mask]))
+
+    def _of(self, speakers: Sequence[int]) -> Tensor:
+        return torch.isin(self.labels, torch.tensor(list(speakers)))
+
+
+def naming(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy: each clip shall be given its speaker's name.
+
+    Args:
+        model: Gives logits.
+        clips: Shape ``(n, windows, bands)``.
+        labels: Shape ``(n,)``.
+
+    Example:
+        >>> naming(nn.Flatten(), torch.zeros(2, 1, 4), torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+    return F.cross_entropy(model(clips), labels)
+
+
+def noisy_naming(weight_noise: float) -> Loss:
+    """Cross-entropy under random weights around the present ones, so that write errors matter less.
+
+    Args:
+        weight_noise: Standard deviation of each linear layer's weights, as a fraction of the
+            layer's largest magnitude; 0 for none. Cells are programmed to ±1/30 of that.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> noisy_naming(0.1)(net, torch.ones(3, 1, 4), torch.tensor([0, 1, 1])).shape
+        torch.Size([])
+    """
+
+    def loss(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
+        noisy = {
+            f"{name}.weight": _shaken(layer.weight, weight_noise)
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Linear)
+        }
+        return F.cross_entropy(torch.func.functional_call(model, noisy, (clips,)), labels)
+
+    return loss if weight_noise else naming
+
+
+def forgetting(*, forgotten: int, kept: Sequence[int]) -> Loss:
+    """Clips of one speaker shall sound like anybody else's equally; the others keep their names.
+
+    Args:
+        forgotten: Output of the speaker to forget.
+        kept: Outputs of everybody else who was learnt.
+
+    Example:
+        >>> loss = forgetting(forgotten=1, kept=(0, 2))
+        >>> loss(nn.Flatten(), torch.zeros(2, 1, 3), torch.tensor([0, 1]))
+        tensor(0.7520)
+    """
+    objective = KLUniform(outputs=tuple(kept), pooled=True)
+
+    def loss(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
+        own = labels == forgotten
+        parts = {"forget": (clips[own], labels[own]), "retain": (clips[~own], labels[~own])}
+        return objective.loss(model, parts)
+
+    return loss
+
+
+class SpeakerTrainee(pl.LightningModule):
+    """A model in one stage.
+
+    Args:
+        model: Its parameters that want a gradient are trained.
+        loss: What to minimise.
+        schedule: Steps and rates.
+        score: Ranks epochs by their evaluation on validation clips; the last epoch stays if None.
+        after_step: Called after each optimiser step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        schedule: OneCycle,
+        *,
+        score: Score | None = None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._loss, self._schedule = loss, schedule
+        self._score, self._after_step = score, after_step
+        self._best_score = -math.inf
+        self._best: list[Tensor] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Loss of a batch of spike counts, varied anew each time, and labels."""
+        spikes, labels = batch
+        return self._loss(self.model, varied(spikes), labels)
+
+    def configure_optimizers(self) -> Any:
+        """Adam over what wants a gradient, its rate on one cycle."""
+        optimizer = Adam(self._trained(), lr=self._schedule.learning_rate)
+        cycle = OneCycleLR(
+            optimizer,
+            self._schedule.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+        )
+        return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update, then let the baseline write its arrays."""
+        super().optimizer_step(*args, **kwargs)
+        self._after_step()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Remember the parameters of the best epoch so far; later ones win ties."""
+        if self._score is None:
+            return
+        clips, labels = batch
+        score = self._score(Heard(self.model(clips), labels))
+        if score >= self._best_score:
+            self._best_score = score
+            self._best = [parameter.detach().clone() for parameter in self._trained()]
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Go back to the parameters of the best epoch."""
+        if self._best:
+            for parameter, value in zip(self._trained(), self._best, strict=True):
+                parameter.copy_(value)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def fit(
+    trainee: SpeakerTrainee,
+    clips: SpeakerClips,
+    validation: SpeakerClips,
+    schedule: OneCycle,
+    *,
+    log: Path,
+    callbacks: list[pl.Callback],
+) -> None:
+    """Train a stage with Lightning, and go back to its best epoch.
+
+    Args:
+        trainee: What to train.
+        clips: What to train on.
+        validation: What to pick the best epoch on.
+        schedule: Epochs and batch size.
+        log: Folder for the values of each step, as CSV.
+        callbacks: Lightning callbacks.
+    """
+    data = TensorDataset(clips.spikes, clips.labels)
+    train = DataLoader(data, batch_size=min(schedule.batch_size, len(clips)), shuffle=True)
+    held = TensorDataset(validation.inputs, validation.labels)
+    with _quiet():
+        trainer = pl.Trainer(
+            max_epochs=schedule.epochs,
+            accelerator="cpu",
+            logger=CSVLogger(log.parent, name=log.name, version=""),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+        )
+        trainer.fit(trainee, train, DataLoader(held, batch_size=len(validation)))
+    trainee.restore_best()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning says the same about devices, workers and tips in each stage."""
+    known = logging.getLogger("pytorch_lightning")
+    level = known.level
+    known.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
+            # pytorch-lightning 2.6.6 asks torch 2.15 in a way that is on its way out.
+            warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+            yield
+    finally:
+        known.setLevel(level)
+
+
+def _shaken(weight: Tensor, relative: float) -> Tensor:
+    return weight + relative * weight.detach().abs().max() * torch.randn_like(weight)
