@@ -1,6 +1,7 @@
 """Recipes: whole runs, read top to bottom, and the command line."""
 
 from aihwkit_lora.recipes.face_recognition import FaceRecognition
+from aihwkit_lora.recipes.image_generation import ImageGeneration
 from aihwkit_lora.recipes.objective_table import ObjectiveTable
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, run_recipe
 from aihwkit_lora.recipes.request_stream import RequestStream
@@ -11,6 +12,7 @@ __all__ = [
     "RECIPES",
     "FaceRecognition",
     "Finished",
+    "ImageGeneration",
     "ObjectiveTable",
     "Recipe",
     "RequestStream",

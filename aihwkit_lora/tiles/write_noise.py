@@ -109,7 +109,7 @@ def evaluate_noisy[Result](
         >>> sums = evaluate_noisy(
         ...     model, lambda m: float(m(torch.ones(1, 3)).sum()), chips=3, mapping=chip.mapping
         ... )
-        >>> len(set(sums))
+        >>> len(sums)
         3
     """
     _require_chips(chips)

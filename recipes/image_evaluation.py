@@ -1,0 +1,219 @@
+"""Examining a diffusion model: generate every cell, ask the judge, measure Fréchet distances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aihwkit_lora.recipes.diffusion import sample
+from aihwkit_lora.recipes.image_data import ImageData, Pictures
+from aihwkit_lora.recipes.judges import Judge, frechet_distance, judge_images, noise
+
+_AT_ONCE = 130
+
+
+def generate(
+    model: nn.Module,
+    data: ImageData,
+    styles: Sequence[int],
+    *,
+    per_cell: int,
+    seed: int,
+    steps: int = 10,
+) -> Pictures:
+    """Generate images of all objects in some styles.
+
+    Args:
+        model: A diffusion model.
+        data: Names the objects.
+        styles: Indices.
+        per_cell: Images of each style and object.
+        seed: Of the noise they start from; the same seed gives the same noise.
+        steps: Evaluations of the model for each image.
+    """
+    count = len(data.objects)
+    cells = torch.arange(count).repeat_interleave(per_cell)
+    objects = cells.repeat(len(styles))
+    pairs = torch.tensor(list(styles)).repeat_interleave(len(cells))
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(len(pairs), *data.train.images.shape[1:], generator=generator)
+    parts = zip((pairs * count + objects).split(_AT_ONCE), start.split(_AT_ONCE), strict=True)
+    images = [sample(model, label, noise=part, steps=steps) for label, part in parts]
+    return Pictures(images=torch.cat(images), styles=pairs, objects=objects)
+
+
+class Examiner:
+    """Measures what a model draws.
+
+    Args:
+        data: Real images.
+        judge: A trained judge.
+        per_cell: Generated images of each style and object.
+        seed: Of the noise that images are generated from.
+        steps: Evaluations of the model for each image.
+    """
+
+    def __init__(
+        self, data: ImageData, judge: Judge, *, per_cell: int, seed: int, steps: int = 10
+    ) -> None:
+        self.data, self.judge, self.per_cell = data, judge, per_cell
+        self.seed, self.steps = seed, steps
+        self._real = {
+            style: judge_images(judge, data.test.of(style).images).features
+            for style in range(len(data.styles))
+        }
+
+    def learnt(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of a model that has learnt all styles but the new one.
+
+        Args:
+            model: A diffusion model.
+        Returns:
+            Fractions of images that show the style (the object) they shall, over cells that were
+            trained; of unseen cells that show both; and the mean Fréchet distance over styles.
+        """
+        seen = self._shown(model, self.data.learnt)
+        return {
+            "learnt_accuracy": seen["style"],
+            "learnt_object_accuracy": seen["object"],
+            **self._unseen(seen),
+            **self._distances(seen, self.data.kept),
+        }
+
+    def adapted(
+        self, model: nn.Module, before: Mapping[str, float], *, new: bool
+    ) -> dict[str, float]:
+        """Metrics of a model that has forgotten a style.
+
+        Args:
+            model: A diffusion model.
+            before: Metrics of the programmed model, to compare distances with.
+            new: Whether it has learnt the new style.
+        Returns:
+            As for :meth:`learnt`, over kept styles; ``forget_accuracy``, the fraction of images
+            asked for in the forgotten style that show it; and the worst ratio of a kept style's
+            Fréchet distance to the one before.
+        """
+        kept = self._shown(model, self.data.kept)
+        metrics = {
+            "forget_accuracy": self.forgotten(model),
+            "retain_accuracy": kept["style"],
+            "retain_object_accuracy": kept["object"],
+            **self._unseen(kept),
+            **self._distances(kept, self.data.kept),
+        }
+        ratios = [metrics[key] / before[key] for key in metrics if key.startswith("frechet/")]
+        metrics["frechet_worst_ratio"] = max(ratios)
+        metrics["frechet_ratio"] = metrics["frechet_distance"] / before["frechet_distance"]
+        if new:
+            added = self._shown(model, (self.data.new,))
+            metrics |= {
+                "new_accuracy": added["style"],
+                "new_object_accuracy": added["object"],
+                "new_frechet_distance": self._distances(added, (self.data.new,))[
+                    "frechet_distance"
+                ],
+            }
+        return metrics
+
+    def forgotten(self, model: nn.Module) -> float:
+        """Fraction of images asked for in the forgotten style that show it.
+
+        Args:
+            model: A diffusion model.
+        """
+        return float(self._shown(model, (self.data.forgotten,))["style"])
+
+    def quickly(self, model: nn.Module) -> dict[str, float]:
+        """Accuracies of an adapted model from one image of each style and object.
+
+        Args:
+            model: A diffusion model that has forgotten one style and learnt another.
+        """
+        styles = range(len(self.data.styles))
+        pictures = self._generate(model, styles, per_cell=1)
+        right = judge_images(self.judge, pictures.images).styles == pictures.styles
+        kept = torch.isin(pictures.styles, torch.tensor(self.data.kept))
+        return {
+            "retain_accuracy": _fraction(right[kept]),
+            "forget_accuracy": _fraction(right[pictures.styles == self.data.forgotten]),
+            "new_accuracy": _fraction(right[pictures.styles == self.data.new]),
+        }
+
+    def own(self) -> dict[str, float]:
+        """Metrics of the judge itself, on real test images and on noise."""
+        real = self.data.test
+        verdict = judge_images(self.judge, real.images)
+        generator = torch.Generator().manual_seed(self.seed)
+        rubbish = judge_images(self.judge, noise(real, real, generator)).styles
+        halves = [frechet_distance(f[::2], f[1::2]) for f in self._real.values()]
+        return {
+            "judge_style_accuracy": _fraction(verdict.styles == real.styles),
+            "judge_object_accuracy": _fraction(verdict.objects == real.objects),
+            "judge_noise_rejected": _fraction(rubbish == self.judge.styles),
+            "judge_frechet_floor": sum(halves) / len(halves),
+        }
+
+    def grid(self, model: nn.Module, file: Path) -> None:
+        """Write a picture of one image of each cell: a row for each style.
+
+        Args:
+            model: A diffusion model.
+            file: A PNG.
+        """
+        styles = range(len(self.data.styles))
+        pictures = self._generate(model, styles, per_cell=1)
+        write_grid(pictures.images, len(self.data.objects), file)
+
+    def _generate(self, model: nn.Module, styles: Sequence[int], per_cell: int) -> Pictures:
+        options = {"per_cell": per_cell, "seed": self.seed, "steps": self.steps}
+        return generate(model, self.data, styles, **options)
+
+    def _shown(self, model: nn.Module, styles: Sequence[int]) -> dict[str, Any]:
+        pictures = self._generate(model, styles, per_cell=self.per_cell)
+        verdict = judge_images(self.judge, pictures.images)
+        style, object = verdict.styles == pictures.styles, verdict.objects == pictures.objects
+        unseen = self.data.unseen[pictures.styles, pictures.objects]
+        return {
+            "style": _fraction(style[~unseen]),
+            "object": _fraction(object[~unseen]),
+            "unseen": (style & object)[unseen],
+            "features": {s: verdict.features[pictures.styles == s] for s in styles},
+        }
+
+    def _unseen(self, shown: Mapping[str, Any]) -> dict[str, float]:
+        return {"unseen_accuracy": _fraction(shown["unseen"])} if len(shown["unseen"]) else {}
+
+    def _distances(self, shown: Mapping[str, Any], styles: Sequence[int]) -> dict[str, float]:
+        found = {
+            style: frechet_distance(shown["features"][style], self._real[style]) for style in styles
+        }
+        by_name = {f"frechet/{self.data.styles[s]}": value for s, value in found.items()}
+        return {"frechet_distance": sum(found.values()) / len(found), **by_name}
+
+
+def write_grid(images: Tensor, columns: int, file: Path) -> None:
+    """Write images side by side, twice as large.
+
+    Args:
+        images: From -1 to 1, shape ``(n, channels, size, size)`` with 1 or 3 channels.
+        columns: Images in a row.
+        file: A PNG.
+    """
+    from PIL import Image
+
+    framed = F.pad(images.clamp(-1, 1), (1, 1, 1, 1), value=0.0).expand(-1, 3, -1, -1)
+    rows = [torch.cat([*row], dim=2) for row in framed.split(columns)]
+    tiled = torch.cat(rows, dim=1).permute(1, 2, 0)
+    picture = Image.fromarray(((tiled + 1) * 127.5).byte().contiguous().numpy())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(file)
+
+
+def _fraction(true: Tensor) -> float:
+    return float(true.double().mean())

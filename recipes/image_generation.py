@@ -1,0 +1,398 @@
+"""Image generation: learn styles, program, freeze, forget one, add another, survive noise; counted.
+
+The third workload of arXiv:2601.10037: a class-conditional diffusion transformer learns to draw
+objects in styles and is programmed into arrays of resistive memory. One style is then forgotten and
+a new one learnt, each by a LoRA branch on the MLPs beside the frozen arrays; both branches stay
+active from then on, the first one sealed. Beside it run the same branches without arrays, and a
+full update of all weights that is written into the arrays once.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from peft import LoraConfig, PeftModel
+from pytorch_lightning.utilities import CombinedLoader
+from torch import nn
+
+import aihwkit_lora as al
+from aihwkit_lora.callbacks import EnergyMeter, FrozenGuard, PulseCounter
+from aihwkit_lora.callbacks.objective_module import Loss
+from aihwkit_lora.chips import Chip
+from aihwkit_lora.continual.composition import add_adapter_
+from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.recipes.diffusion import (
+    LORA_TARGETS,
+    DiffusionTransformer,
+    digital_modules,
+)
+from aihwkit_lora.recipes.image_data import (
+    ImageData,
+    Pictures,
+    load_images,
+)
+from aihwkit_lora.recipes.image_evaluation import Examiner
+from aihwkit_lora.recipes.image_options import ImageGeneration
+from aihwkit_lora.recipes.image_ratios import ratios
+from aihwkit_lora.recipes.image_training import (
+    Adapting,
+    Denoiser,
+    NoisyBatches,
+    Regression,
+    Taught,
+    averaging,
+    fit,
+    loader,
+)
+from aihwkit_lora.recipes.judges import Judge, train_judge
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.training import StepRecorder
+from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
+from aihwkit_lora.tiles.write_noise import noisy_chips
+from aihwkit_lora.unlearning import objectives
+from aihwkit_lora.unlearning.reference import reference
+from aihwkit_lora.unlearning.request_log import RequestLog
+from aihwkit_lora.unlearning.seal import seal_
+
+Arm = Literal["hybrid", "digital", "deploy_once"]
+Stage = Literal["forget", "continue", "restore"]
+
+__all__ = ["ImageGeneration", "run"]
+
+_FULL_RATE = 3e-4
+
+
+def run(config: ImageGeneration, folder: RunFolder) -> RunReport:
+    """Run all stages of all arms.
+
+    Args:
+        config: What to run.
+        folder: Keeps finished stages, and hands them back when a run is resumed.
+    """
+    effective = config.shortened() if config.quick else config
+    job = Job(effective, load_images(effective), al.chips.find(config.chip), folder)
+    learnt = folder.stage("learn", job.learn)
+    programmed = folder.stage("program", lambda: job.program(learnt.model))
+    arms = {"hybrid": job.hybrid(learnt, programmed)}
+    if config.baseline:
+        arms["digital"] = job.digital(learnt)
+        arms["deploy_once"] = job.deploy_once(learnt, programmed)
+    return RunReport(
+        recipe="image_generation",
+        chip=config.chip,
+        seed=config.seed,
+        config=dataclasses.asdict(config),
+        environment=environment(),
+        arms=arms,
+        ratios=ratios(arms, job.chip),
+    )
+
+
+class Job:
+    """The stages of one run.
+
+    Args:
+        config: Options.
+        data: Real images.
+        chip: Where the model runs.
+        folder: Where stages, logs and pictures go.
+    """
+
+    def __init__(
+        self, config: ImageGeneration, data: ImageData, chip: Chip, folder: RunFolder
+    ) -> None:
+        self.config, self.data, self.chip, self.folder = config, data, chip, folder
+
+    @cached_property
+    def examiner(self) -> Examiner:
+        """The judge, trained once and kept in the folder."""
+        judged = self.folder.stage("judge", self._train_judge)
+        return Examiner(
+            self.data,
+            cast(Judge, judged.model),
+            per_cell=self.config.per_cell,
+            seed=self.config.seed,
+            steps=self.config.euler_steps,
+        )
+
+    def learn(self) -> Finished:
+        """Learn all styles but the new one in torch; off the chip, and not counted."""
+        config, start = self.config, time.perf_counter()
+        examiner = self.examiner
+        torch.manual_seed(1000 * config.seed)
+        model = DiffusionTransformer(config.shape(self.data))
+        steps = config.learn_steps
+        module = Denoiser(
+            model,
+            steps=steps,
+            learning_rate=config.learning_rate,
+            weight_noise=config.weight_noise,
+            weight_clip=config.weight_clip,
+        )
+        batches = self._batches(
+            self.data.seen(*self.data.learnt), config.learn_batch_size, steps, 1
+        )
+        fit(module, batches, steps=steps, log=self._log("learn"), callbacks=[averaging(steps)])
+        metrics = {**examiner.learnt(model), **examiner.own()}
+        examiner.grid(model, self._picture("learn"))
+        return self._finished("learn", model, Counts(), start, metrics=metrics)
+
+    def program(self, learnt: nn.Module) -> Finished:
+        """Convert, program by write–verify, and freeze."""
+        start, ledger = time.perf_counter(), Ledger()
+        digital = digital_modules(learnt)
+        model = al.convert(learnt, self.chip, exclude_modules=digital).requires_grad_(False)
+        al.program_(model, self.chip, ledger=ledger, phase="program", seed=self.config.seed)
+        al.freeze_(model)
+        self.examiner.grid(model, self._picture("program"))
+        metrics = self.examiner.learnt(model)
+        return self._finished("program", model, ledger.total(), start, metrics=metrics)
+
+    def hybrid(self, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
+        """Adapters beside frozen arrays; then write noise, and restoring a noisy chip."""
+        before, stage = programmed.record.metrics, self.folder.stage
+        forgotten = stage("hybrid-forget", lambda: self.forget("hybrid", programmed.model, before))
+        continued = stage(
+            "hybrid-continue", lambda: self.continue_("hybrid", forgotten.model, before)
+        )
+        noisy = stage("hybrid-noise", lambda: self.noise(continued.model))
+        restored = stage("hybrid-restore", lambda: self.restore(continued.model, before))
+        done = (learnt, programmed, forgotten, continued, noisy, restored)
+        return tuple(finished.record for finished in done)
+
+    def digital(self, learnt: Finished) -> tuple[StageRecord, ...]:
+        """The same adapters on the model in torch, all products digital."""
+        before, stage = learnt.record.metrics, self.folder.stage
+        forgotten = stage("digital-forget", lambda: self.forget("digital", learnt.model, before))
+        continued = stage(
+            "digital-continue", lambda: self.continue_("digital", forgotten.model, before)
+        )
+        return learnt.record, forgotten.record, continued.record
+
+    def deploy_once(self, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
+        """All weights trained in torch, and written into the arrays at the end of each stage."""
+        before, stage = programmed.record.metrics, self.folder.stage
+        pair = nn.ModuleDict({"master": learnt.model, "arrays": programmed.model})
+        forgotten = stage("deploy_once-forget", lambda: self.rewrite("forget", pair, before))
+        continued = stage(
+            "deploy_once-continue", lambda: self.rewrite("continue", forgotten.model, before)
+        )
+        return learnt.record, programmed.record, forgotten.record, continued.record
+
+    def forget(self, arm: Arm, model: nn.Module, before: Mapping[str, float]) -> Finished:
+        """Forget one style by a LoRA branch; on arrays, seal it."""
+        start = time.perf_counter()
+        # PEFT puts adapters into the model it is given; the other arm starts from the same one.
+        adapted = add_adapter_(copy.deepcopy(model).requires_grad_(False), "forget", self._lora())
+        counts, steps = self._adapt(arm, "forget", adapted)
+        metrics = self.examiner.adapted(adapted, before, new=False)
+        with reference(adapted):
+            metrics["adapter_off_forget_accuracy"] = self.examiner.forgotten(adapted)
+        self.examiner.grid(adapted, self._picture(f"{arm}-forget"))
+        finished = self._finished("forget", adapted, counts, start, metrics=metrics, steps=steps)
+        if arm == "hybrid":
+            log = RequestLog(self.folder.path / "requests.jsonl")
+            seal_(adapted, "forget", request=f"style {self.config.forgotten}", log=log)
+        return finished
+
+    def continue_(self, arm: Arm, model: nn.Module, before: Mapping[str, float]) -> Finished:
+        """Learn a new style by a second branch and its row of the digital embedding."""
+        start = time.perf_counter()
+        adapted = add_adapter_(cast(PeftModel, model), "continue", self._lora())
+        self._start_row(adapted).requires_grad_(True)
+        counts, steps = self._adapt(arm, "continue", adapted)
+        metrics = self.examiner.adapted(adapted, before, new=True)
+        self.examiner.grid(adapted, self._picture(f"{arm}-continue"))
+        return self._finished("continue", adapted, counts, start, metrics=metrics, steps=steps)
+
+    def rewrite(self, stage: Stage, pair: nn.Module, before: Mapping[str, float]) -> Finished:
+        """Train all weights in torch, then write them into the arrays."""
+        start, ledger, pair = time.perf_counter(), Ledger(), copy.deepcopy(pair)
+        master, arrays = (cast(nn.ModuleDict, pair)[part] for part in ("master", "arrays"))
+        master.requires_grad_(True)
+        if stage == "continue":
+            self._start_row(master)
+        teacher = copy.deepcopy(master).eval().requires_grad_(False)
+        counts, steps = self._adapt("deploy_once", stage, master, teacher)
+        trained = _trainable(master)
+        deploy_(master, arrays, self.chip, ledger=ledger, seed=self.config.seed + len(stage))
+        metrics = self.examiner.adapted(arrays, before, new=stage == "continue")
+        self.examiner.grid(arrays, self._picture(f"deploy_once-{stage}"))
+        counts = Counts.sum([counts, ledger.total()])
+        finished = self._finished(stage, arrays, counts, start, metrics=metrics, steps=steps)
+        record = dataclasses.replace(finished.record, trainable_parameters=trained)
+        return Finished(pair, record)
+
+    def noise(self, model: nn.Module) -> Finished:
+        """Look at chips whose cells are off by a normal error."""
+        start, config, metrics = time.perf_counter(), self.config, {}
+        for microsiemens in config.noise_microsiemens:
+            found = []
+            for chip in range(config.noise_chips):
+                with self._noisy(model, microsiemens, chip):
+                    found.append(self.examiner.quickly(model))
+            for key in found[0]:
+                values = [one[key] for one in found]
+                worst = max(values) if key == "forget_accuracy" else min(values)
+                metrics[f"{key}_at_{microsiemens}_us"] = sum(values) / len(values)
+                metrics[f"{key}_at_{microsiemens}_us_worst"] = worst
+        finished = self._finished("noise", model, Counts(), start, metrics=metrics)
+        return Finished(model, dataclasses.replace(finished.record, trainable_parameters=0))
+
+    def restore(self, model: nn.Module, before: Mapping[str, float]) -> Finished:
+        """Train a third branch on one noisy chip; the sealed one stays active."""
+        start, worst = time.perf_counter(), self.config.noise_microsiemens[-1]
+        adapted = add_adapter_(cast(PeftModel, model), "restore", self._lora())
+        with self._noisy(adapted, worst, 0):
+            noisy = self.examiner.adapted(adapted, before, new=True)
+            counts, steps = self._adapt("hybrid", "restore", adapted)
+            metrics = self.examiner.adapted(adapted, before, new=True)
+            self.examiner.grid(adapted, self._picture("hybrid-restore"))
+        metrics |= {f"noisy_{key}": value for key, value in noisy.items() if "/" not in key}
+        return self._finished("restore", adapted, counts, start, metrics=metrics, steps=steps)
+
+    def _adapt(
+        self, arm: Arm, stage: Stage, model: nn.Module, teacher: nn.Module | None = None
+    ) -> tuple[Counts, tuple[StepRecord, ...]]:
+        """Train what wants a gradient; count every step."""
+        torch.manual_seed(1000 * self.config.seed + len(stage))
+        ledger, steps = Ledger(), getattr(self.config, f"{stage}_steps")
+        rate = self.config.adapter_rate if arm != "deploy_once" else _FULL_RATE
+        objective = self._objective(stage, teacher)
+        module = Adapting(model, objective, steps=steps, learning_rate=rate)
+        recorder = StepRecorder(ledger, self.chip, dict)
+        meter = EnergyMeter(self.chip, ledger, phase=stage)
+        guards = [FrozenGuard()] if arm == "hybrid" else []
+        callbacks: list[pl.Callback] = [*guards, meter, PulseCounter(ledger), recorder]
+        log = self._log(f"{arm}-{stage}")
+        fit(module, self._parts(stage, steps), steps=steps, log=log, callbacks=callbacks)
+        return ledger.total(phase=stage), tuple(recorder.steps)
+
+    def _objective(self, stage: Stage, teacher: nn.Module | None) -> Loss:
+        if stage != "forget":
+            return Regression(needs=frozenset({"new", "replay"}))
+        kind = objectives.get(self.config.objective)
+        if self.config.objective != "pseudo_class":
+            return kind()
+        count, forgotten, instead = len(self.data.objects), self.data.forgotten, self.data.kept[0]
+        other = {forgotten * count + item: instead * count + item for item in range(count)}
+        if teacher is not None:
+            # The objective of the package asks the model without its adapter; here is none.
+            return Taught(teacher=teacher, other=other)
+        return kind(**{"other": other})
+
+    def _parts(self, stage: Stage, steps: int) -> CombinedLoader:
+        """A quarter of each batch is of the style to forget or add, the rest of kept ones."""
+        one, data = max(1, self.config.batch_size // 4), self.data
+        kept, rest = data.seen(*data.kept), max(1, self.config.batch_size - one)
+        if stage == "forget":
+            style, names = data.forgotten, ("forget", "retain")
+        else:
+            style, names = data.new, ("new", "replay")
+        parts = {
+            names[0]: self._batches(data.seen(style), one, steps, 2),
+            names[1]: self._batches(kept, rest, steps, 3),
+        }
+        return CombinedLoader(parts, "min_size")
+
+    def _batches(self, pictures: Pictures, size: int, steps: int, part: int) -> Any:
+        seed, objects = 1000 * self.config.seed + part, len(self.data.objects)
+        return loader(
+            NoisyBatches(pictures, objects=objects, batch_size=size, batches=steps, seed=seed)
+        )
+
+    def _lora(self) -> LoraConfig:
+        config = self.config
+        return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=LORA_TARGETS)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _start_row(self, model: nn.Module) -> nn.Parameter:
+        """Let the new style start as the mean of the kept ones."""
+        network = next(part for part in model.modules() if isinstance(part, DiffusionTransformer))
+        kept = torch.stack([network.style.row(style) for style in self.data.kept])
+        row = network.style.row(self.data.new)
+        row.copy_(kept.mean(dim=0))
+        return row
+
+    def _noisy(
+        self, model: nn.Module, microsiemens: int, chip: int
+    ) -> AbstractContextManager[nn.Module]:
+        seed = self.config.seed
+        return noisy_chips(model, sigma_siemens=1e-6 * microsiemens, seed=seed, chip=chip)
+
+    def _train_judge(self) -> Finished:
+        start, config = time.perf_counter(), self.config
+        judge = train_judge(self.data, steps=config.judge_steps, seed=config.seed)
+        return self._finished("judge", judge, Counts(), start, metrics={})
+
+    def _log(self, name: str) -> Path:
+        return self.folder.path / "logs" / name
+
+    def _picture(self, name: str) -> Path:
+        return self.folder.path / "pictures" / f"{name}.png"
+
+    def _finished(
+        self,
+        name: str,
+        model: nn.Module,
+        counts: Counts,
+        start: float,
+        *,
+        metrics: Mapping[str, float],
+        steps: tuple[StepRecord, ...] = (),
+    ) -> Finished:
+        frozen = next(al.frozen_layers(model), None) is not None
+        record = StageRecord(
+            name=name,
+            metrics=metrics,
+            counts=counts,
+            energy=al.price(counts, self.chip),
+            trainable_parameters=_trainable(model),
+            fingerprint=al.fingerprint(model) if frozen else "",
+            steps=steps,
+            wall_s=time.perf_counter() - start,
+        )
+        return Finished(model, record)
+
+
+@torch.no_grad()
+def deploy_(master: nn.Module, arrays: nn.Module, chip: Chip, *, ledger: Ledger, seed: int) -> None:
+    """Write the weights of a torch model into arrays, and copy what is digital.
+
+    Args:
+        master: The model in torch.
+        arrays: The same model on frozen arrays; changed.
+        chip: Whose arrays they are.
+        ledger: Where pulses and reads are added.
+        seed: Of all pulses.
+    """
+    weights = dict(master.named_parameters())
+    targets = {name: weights[f"{name}.weight"].detach() for name, _ in al.frozen_layers(arrays)}
+    al.reprogram_(arrays, chip, targets, ledger=ledger, phase="deploy", seed=seed)
+    for name, parameter in arrays.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def _trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+RECIPES.add(
+    "image_generation",
+    Recipe(
+        name="image_generation",
+        summary="forget one style and learn another by LoRA on frozen arrays (diffusion)",
+        config=ImageGeneration,
+        run=run,
+    ),
+)

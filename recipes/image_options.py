@@ -1,0 +1,133 @@
+"""Options of the image recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import aihwkit_lora as al
+from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.recipes.diffusion import DiffusionShape
+from aihwkit_lora.recipes.image_data import PATCH, ImageData, ImageDataConfig
+
+_OBJECTIVES = ("gaussian_target", "pseudo_class")
+_QUICK: dict[str, Any] = {
+    "copies": 5,
+    "width": 16,
+    "depth": 1,
+    "judge_steps": 3,
+    "learn_steps": 3,
+    "forget_steps": 2,
+    "continue_steps": 2,
+    "restore_steps": 2,
+    "per_cell": 1,
+    "euler_steps": 1,
+    "noise_chips": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGeneration(ImageDataConfig):
+    """Options of the recipe; those of the data come first.
+
+    Args:
+        chip: Name of the chip to program and to price for, or a YAML file that describes one.
+        baseline: Whether to run the arms without arrays and with a full update, too.
+        quick: Whether to take few steps with a tiny model, to see that everything works. It draws
+            rubbish.
+        block: How blocks mix patches: ``"attention"``, or ``"convnext"`` as in the paper.
+        width: Features of a patch.
+        depth: Number of blocks.
+        judge_steps: Steps of the judge, in torch.
+        learn_steps: Steps of learning the first styles, in torch.
+        learn_batch_size: Images per step of it.
+        weight_noise: Weight noise while learning, as a fraction of the largest weight.
+        weight_clip: Largest weight of a layer while learning, in its standard deviations.
+        objective: How to forget: ``"pseudo_class"`` (the style becomes the first of the kept
+            ones), or ``"gaussian_target"`` (it becomes a blank).
+        rank: Rank of the adapters.
+        alpha: Their scale, times the rank.
+        batch_size: Images per step of the adapters.
+        forget_steps: Steps of forgetting.
+        continue_steps: Steps of learning the new style; three kept images to each new one.
+        restore_steps: Steps of restoring a chip with errors.
+        learning_rate: Of learning.
+        adapter_rate: Learning rate of adapters.
+        per_cell: Generated images of each style and object that are judged.
+        euler_steps: Evaluations of the model for each generated image.
+        noise_microsiemens: Errors of programming that are looked at; the last one is restored.
+        noise_chips: Chips with such errors.
+    Raises:
+        ConfigurationError: A number is too small, or there is no such objective.
+
+    Example:
+        >>> ImageGeneration(seed=1, block="convnext").forgotten
+        'fraktur'
+    """
+
+    chip: str = "rm-180nm"
+    baseline: bool = True
+    quick: bool = False
+    block: str = "attention"
+    width: int = 96
+    depth: int = 4
+    judge_steps: int = 1000
+    learn_steps: int = 5000
+    learn_batch_size: int = 32
+    weight_noise: float = 0.03
+    weight_clip: float = 3.0
+    objective: str = "pseudo_class"
+    rank: int = 4
+    alpha: float = 8.0
+    batch_size: int = 64
+    forget_steps: int = 150
+    continue_steps: int = 400
+    restore_steps: int = 200
+    learning_rate: float = 2e-3
+    adapter_rate: float = 3e-3
+    per_cell: int = 4
+    euler_steps: int = 10
+    noise_microsiemens: tuple[int, ...] = (1, 2, 5)
+    noise_chips: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        al.chips.find(self.chip)
+        for name in (field.name for field in dataclasses.fields(self)):
+            counted = name.endswith(("_steps", "_size", "rank", "_cell", "_chips"))
+            if counted and getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"expected {name} of at least 1, found {getattr(self, name)}."
+                )
+        # Its own checks refuse an unknown kind of block, or sizes that do not fit.
+        DiffusionShape(width=self.width, depth=self.depth, block=self.block)  # type: ignore[arg-type]
+        if self.weight_clip <= 0:
+            raise ConfigurationError(f"expected weight_clip above 0, found {self.weight_clip}.")
+        if not self.noise_microsiemens or min(self.noise_microsiemens) < 1:
+            raise ConfigurationError(
+                "expected noise_microsiemens with at least one error, each of at least 1 µS, "
+                f"found {self.noise_microsiemens}."
+            )
+        if self.objective not in _OBJECTIVES:
+            raise ConfigurationError(
+                f"expected objective {' or '.join(map(repr, _OBJECTIVES))}, found "
+                f"{self.objective!r}."
+            )
+
+    def shape(self, data: ImageData) -> DiffusionShape:
+        """Size of the model for some images."""
+        return DiffusionShape(
+            image_size=self.image_size,
+            channels=data.train.images.shape[1],
+            patch_size=PATCH,
+            width=self.width,
+            depth=self.depth,
+            styles=len(data.styles),
+            objects=len(data.objects),
+            block=self.block,  # type: ignore[arg-type]
+        )
+
+    def shortened(self) -> ImageGeneration:
+        """These options with a tiny model and few steps, for a run that draws rubbish."""
+        return dataclasses.replace(self, **_QUICK)
