@@ -6,25 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from aihwkit_lora._environment import doctor
 from aihwkit_lora.errors import AihwkitLoraError, ConfigurationError
+from aihwkit_lora.recipes.options import Parser
 from aihwkit_lora.registry import nearest
 
 if TYPE_CHECKING:
     from aihwkit_lora.chips import Chip
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing usage, so that every error looks the same."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message}. Try: {self.prog} --help")
+    from aihwkit_lora.reporting import RunReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,14 +58,14 @@ def _dispatch(arguments: list[str], console: Console) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="aihwkit-lora", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    parser = Parser(prog="aihwkit-lora", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    # Its first free argument is the recipe, and the others are options of the recipe.
     run = commands.add_parser("run", help="run a recipe", add_help=False)
-    run.add_argument("recipe", nargs="?", metavar="RECIPE", help="see: aihwkit-lora recipes")
-    run.add_argument("-h", "--help", action="store_true", help="with a recipe: show its options")
-    run.add_argument("--out", type=Path, default=None, help="folder of the run")
-    run.add_argument("--config", type=Path, help="YAML file with options of the recipe")
-    run.add_argument("--resume", action="store_true", help="go on after the last finished stage")
+    run.add_argument("-h", "--help", action="store_true")
+    run.add_argument("--out", type=Path, default=None)
+    run.add_argument("--config")
+    run.add_argument("--resume", action="store_true")
     commands.add_parser("recipes", help="list recipes")
     chips = commands.add_parser("chips", help="compare chips, or show all numbers of one")
     which = chips.add_mutually_exclusive_group()
@@ -84,9 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the report of a run")
     report.add_argument("folder", type=Path, help="folder of the run, or its report.json")
     comparing = commands.add_parser("compare", help="put runs of one recipe side by side")
-    comparing.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or its report.json"
-    )
+    page = commands.add_parser("page", help="one page of all recipes and chips, with a chart")
+    page.add_argument("--out", type=Path, metavar="FILE.md", help="also write it there")
+    for reader in (comparing, page):
+        reader.add_argument(
+            "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of many runs"
+        )
     ratios = commands.add_parser("ratios", help="named ratios of published workloads, from shapes")
     ratios.add_argument("chips", nargs="*", metavar="CHIP", help="name or YAML file; all if none")
     ratios.add_argument(
@@ -96,84 +93,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    from aihwkit_lora.recipes import RECIPES, run_recipe
-    from aihwkit_lora.recipes.options import build, read_yaml
-    from aihwkit_lora.reporting import print_summary
+    from aihwkit_lora.recipes.run_command import run_command
 
-    if options.recipe is None:
-        if options.help:
-            console.print("usage: aihwkit-lora run RECIPE [--out DIR] [--config FILE] [--resume]")
-            return _recipes(options, console)
-        raise ConfigurationError(
-            f"expected a recipe. {nearest('', RECIPES)} Try: aihwkit-lora run --help"
-        )
-    recipe = RECIPES.get(options.recipe)
-    parser = _recipe_parser(recipe)
-    if options.help:
-        parser.print_help()
-        return 0
-    given = vars(_parse_known_only(parser, options.rest))
-    from_file = read_yaml(options.config) if options.config else {}
-    config: Any = build(recipe.config, {**from_file, **given})
-    out = options.out or Path("runs") / recipe.name
-    # Layers of a few thousand weights gain nothing from threads, and lose much where two
-    # processes share two cores.
-    torch.set_num_threads(1)
-    try:
-        report = run_recipe(recipe, config, out, resume=options.resume, say=console.print)
-    except BaseException:
-        _say_how_to_resume(out, recipe.name, options.rest, options.config)
-        raise
-    print_summary(report, console)
-    console.print(f"\nreport:  {out / 'report.json'}\npicture: {out / 'report.png'}")
-    return 0
-
-
-def _recipe_parser(recipe: Any) -> argparse.ArgumentParser:
-    from aihwkit_lora.recipes.options import add_arguments
-
-    # --out, --config and --resume were taken by the parser before; they are here for the help.
-    parser = _Parser(
-        prog=f"aihwkit-lora run {recipe.name}",
-        description=recipe.summary,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--out", metavar="DIR", help=f"default: runs/{recipe.name}")
-    parser.add_argument("--config", metavar="FILE", help="YAML file with options")
-    parser.add_argument("--resume", action="store_true", help="go on after the last stage")
-    add_arguments(parser, recipe.config)
-    return parser
-
-
-def _parse_known_only(parser: argparse.ArgumentParser, rest: list[str]) -> argparse.Namespace:
-    options, unknown = parser.parse_known_args(rest)
-    if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise ConfigurationError(f"unknown option '{unknown[0]}'. {nearest(unknown[0], known)}")
-    return options
-
-
-def _say_how_to_resume(out: Path, recipe: str, rest: list[str], config: Path | None) -> None:
-    finished = sorted(file.stem for file in (out / "stages").glob("*.pt"))
-    if not finished:
-        return
-    command = ["aihwkit-lora", "run", recipe, "--out", str(out), "--resume", *rest]
-    if config is not None:
-        command += ["--config", str(config)]
-    Console(stderr=True).print(
-        f"finished stages are kept in {out / 'stages'}: {', '.join(finished)}.\n"
-        f"Resume with: {' '.join(command)}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    return run_command(options, console)
 
 
 def _recipes(_: argparse.Namespace, console: Console) -> int:
-    from aihwkit_lora.recipes import RECIPES
+    from aihwkit_lora.recipes.run_command import list_recipes
 
-    for name in RECIPES:
-        console.print(f"{name}: {RECIPES.get(name).summary}", highlight=False, markup=False)
+    list_recipes(console)
     return 0
 
 
@@ -250,10 +178,31 @@ def _report_of(run: Path) -> Path:
     return run if run.suffix == ".json" else run / "report.json"
 
 
-def _compare(options: argparse.Namespace, console: Console) -> int:
-    from aihwkit_lora.reporting import RunReport, compare, print_comparison
+def _reports(runs: Sequence[Path]) -> list[RunReport]:
+    """All reports in some folders and below, each once."""
+    from aihwkit_lora.reporting import RunReport
 
-    print_comparison(compare(RunReport.read(_report_of(run)) for run in options.runs), console)
+    found: dict[Path, None] = {}
+    for run in runs:
+        # A folder without any report is read as a run, which says what is missing.
+        below = sorted(run.rglob("report.json")) if run.is_dir() else []
+        found |= dict.fromkeys(file.resolve() for file in below or [_report_of(run)])
+    return [RunReport.read(file) for file in found]
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    from aihwkit_lora.reporting import compare, print_comparison
+
+    print_comparison(compare(_reports(options.runs)), console)
+    return 0
+
+
+def _page(options: argparse.Namespace, console: Console) -> int:
+    from aihwkit_lora.reporting import Overview, write_page
+
+    overview = Overview.of(_reports(options.runs))
+    # As it is, for a file or a pager: a console would wrap the tables.
+    sys.stdout.write(overview.markdown() if options.out is None else write_page(overview, options.out))
     return 0
 
 
@@ -273,6 +222,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "doctor": _doctor,
     "report": _report,
     "compare": _compare,
+    "page": _page,
     "ratios": _ratios,
     "coverage": _coverage,
 }

@@ -107,6 +107,25 @@ class Pictures:
         return self.where(torch.isin(self.styles, torch.tensor(styles)))
 
 
+def joined(*parts: Pictures) -> Pictures:
+    """Put pictures behind one another.
+
+    Args:
+        parts: At least one.
+
+    Example:
+        >>> one = torch.tensor([0])
+        >>> pictures = Pictures(images=torch.zeros(1, 1, 8, 8), styles=one, objects=one)
+        >>> len(joined(pictures, pictures, pictures))
+        3
+    """
+    return Pictures(
+        images=torch.cat([part.images for part in parts]),
+        styles=torch.cat([part.styles for part in parts]),
+        objects=torch.cat([part.objects for part in parts]),
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageData:
     """Everything the recipe knows about its images.

@@ -38,6 +38,7 @@ from aihwkit_lora.recipes.diffusion import (
 from aihwkit_lora.recipes.image_data import (
     ImageData,
     Pictures,
+    joined,
     load_images,
 )
 from aihwkit_lora.recipes.image_evaluation import Examiner
@@ -296,14 +297,26 @@ class Job:
         one, data = max(1, self.config.batch_size // 4), self.data
         kept, rest = data.seen(*data.kept), max(1, self.config.batch_size - one)
         if stage == "forget":
-            style, names = data.forgotten, ("forget", "retain")
+            some, names = data.seen(data.forgotten), ("forget", "retain")
         else:
-            style, names = data.new, ("new", "replay")
+            some, names = data.seen(data.new), ("new", "replay")
+            kept = joined(kept, self._stand_ins())
         parts = {
-            names[0]: self._batches(data.seen(style), one, steps, 2),
+            names[0]: self._batches(some, one, steps, 2),
             names[1]: self._batches(kept, rest, steps, 3),
         }
         return CombinedLoader(parts, "min_size")
+
+    def _stand_ins(self) -> Pictures:
+        """What the forgotten style shows now, made without any image of it.
+
+        Without them its label drifts while others are trained, and the style comes back.
+        """
+        instead = self.data.seen(self.data.kept[0])
+        blank = self.config.objective == "gaussian_target"
+        images = torch.zeros_like(instead.images) if blank else instead.images
+        labels = torch.full_like(instead.styles, self.data.forgotten)
+        return Pictures(images=images, styles=labels, objects=instead.objects)
 
     def _batches(self, pictures: Pictures, size: int, steps: int, part: int) -> Any:
         seed, objects = 1000 * self.config.seed + part, len(self.data.objects)

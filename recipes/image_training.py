@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from aihwkit_lora.callbacks.objective_module import Loss
 from aihwkit_lora.recipes.diffusion import draw_times, interpolate
 from aihwkit_lora.recipes.image_data import Pictures
+from aihwkit_lora.recipes.progress import shown
 
 Denoising = tuple[tuple[Tensor, Tensor, Tensor], Tensor]
 """Inputs of the model (noisy images, times, labels), and the images that it shall predict."""
@@ -295,7 +296,7 @@ def fit(
             log_every_n_steps=1,
             gradient_clip_val=1.0,
             enable_checkpointing=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=progress or shown(),
             enable_model_summary=False,
             callbacks=callbacks,
         )

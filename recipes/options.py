@@ -8,12 +8,26 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from aihwkit_lora.errors import ConfigurationError, DataError
 from aihwkit_lora.registry import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing usage, so that every error looks the same."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments.
+
+        Args:
+            message: What is wrong with them.
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(f"{message}. Try: {self.prog} --help")
 
 
 def build[C](kind: type[C], values: Mapping[str, Any]) -> C:
@@ -44,10 +58,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Args:
         path: A file that holds one mapping.
+    Returns:
+        Options by name. The key ``recipe`` is none of them; :func:`read_run` reads it, too.
     Raises:
         DataError: The file is missing.
         ConfigurationError: It is not a mapping.
     """
+    return {name: value for name, value in _mapping(path).items() if name != "recipe"}
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -61,6 +81,50 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"'{path}': expected a mapping of options, got {type(values).__name__}."
         )
     return values
+
+
+def shipped() -> dict[str, Path]:
+    """Find the configurations that come with the package.
+
+    Returns:
+        YAML files by name, without the ending.
+
+    Example:
+        >>> "face_olivetti" in shipped()
+        True
+    """
+    files = sorted((Path(__file__).parent / "configs").glob("*.yaml"))
+    return {file.stem: file for file in files}
+
+
+def read_run(name: str | Path) -> tuple[str | None, dict[str, Any]]:
+    """Read which recipe to run, and its options, from a YAML file.
+
+    Args:
+        name: A file, or the name of one that :func:`shipped` lists. Its key ``recipe`` names the
+            recipe and may be missing; every other key is an option.
+    Returns:
+        Name of the recipe, or None, and the options.
+    Raises:
+        DataError: There is neither such a file nor a shipped one of this name.
+        ConfigurationError: The file is not a mapping, or its recipe is not a name.
+
+    Example:
+        >>> read_run("speaker_fsdd")[0]
+        'speaker_authentication'
+    """
+    known, path = shipped(), Path(name)
+    if not path.suffix and not path.exists():
+        if str(name) not in known:
+            raise DataError(
+                f"expected a YAML file or a configuration of the package, found '{name}'. "
+                f"{nearest(str(name), known)}"
+            )
+        path = known[str(name)]
+    recipe = _mapping(path).get("recipe")
+    if not isinstance(recipe, str | None):
+        raise ConfigurationError(f"'{path}': expected recipe to be a name, found {recipe!r}.")
+    return recipe, read_yaml(path)
 
 
 def add_arguments(parser: argparse.ArgumentParser, kind: type) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.run_folder import RunFolder
 from aihwkit_lora.registry import Registry
 from aihwkit_lora.reporting import RunReport, draw
@@ -42,7 +43,7 @@ def run_recipe(
     resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> RunReport:
-    """Run a recipe; leave ``report.json`` and ``report.png`` in a folder.
+    """Run a recipe; leave ``report.json`` in a folder, and ``report.png`` if steps were recorded.
 
     Args:
         recipe: What to run.
@@ -60,5 +61,55 @@ def run_recipe(
     )
     report = recipe.run(config, folder)
     report.write(out / "report.json")
-    draw(report, out / "report.png")
+    if any(stage.steps for stages in report.arms.values() for stage in stages):
+        draw(report, out / "report.png")
     return report
+
+
+def run_seeds(
+    recipe: Recipe,
+    config: Any,
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[RunReport, ...]:
+    """Run a recipe once for each seed, in folders ``seed-0``, ``seed-1``, … of one folder.
+
+    Args:
+        recipe: What to run.
+        config: Its configuration; its own seed is not used.
+        out: Folder of all runs.
+        seeds: One or more, all different.
+        resume: Skip seeds that have a report of this configuration already, and go on with the one
+            that was interrupted.
+        say: Told what happens, sentence by sentence.
+    Returns:
+        One report for each seed.
+    Raises:
+        ConfigurationError: There is no seed, one is given twice, or an earlier run had another
+            configuration.
+        AihwkitLoraError: Whatever the recipe raises; finished seeds and stages stay on disk.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigurationError(f"expected seeds, all different, found {list(seeds)}.")
+    reports = []
+    for number, seed in enumerate(seeds, start=1):
+        say(f"seed {seed} ({number} of {len(seeds)})")
+        seeded = dataclasses.replace(config, seed=seed)
+        reports.append(_seed(recipe, seeded, out / f"seed-{seed}", resume=resume, say=say))
+    return tuple(reports)
+
+
+def _seed(
+    recipe: Recipe, config: Any, out: Path, *, resume: bool, say: Callable[[str], None]
+) -> RunReport:
+    if not resume or not (out / "run.json").exists():
+        return run_recipe(recipe, config, out, say=say)
+    # Also refuses a run of another configuration.
+    RunFolder(out, recipe=recipe.name, config=dataclasses.asdict(config), resume=True)
+    if (out / "report.json").exists():
+        say(f"finished already: {out / 'report.json'}")
+        return RunReport.read(out / "report.json")
+    return run_recipe(recipe, config, out, resume=True, say=say)

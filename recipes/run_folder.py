@@ -60,7 +60,8 @@ class RunFolder:
         if resume:
             self._require_same(described)
         else:
-            for old in self._stages.glob("*.pt"):
+            # What an earlier run has reported would look like the outcome of this one.
+            for old in (*self._stages.glob("*.pt"), *path.glob("report.*")):
                 old.unlink()
         self._stages.mkdir(parents=True, exist_ok=True)
         self._config_file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -88,6 +89,7 @@ class RunFolder:
             self.say(f"{name}: taken from {file}")
             stored: Finished = torch.load(file, weights_only=False)
             return stored
+        self.say(f"{name}: running")
         start = time.perf_counter()
         finished = run()
         partial = file.with_suffix(".partial")

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.recipes.progress import shown
 from aihwkit_lora.recipes.speaker_data import SpeakerClips
 from aihwkit_lora.recipes.speaker_features import varied
 from aihwkit_lora.unlearning.objectives.relabelling import KLUniform
@@ -285,7 +286,7 @@ def fit(
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar=shown(),
             enable_model_summary=False,
             callbacks=callbacks,
         )

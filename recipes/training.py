@@ -25,6 +25,7 @@ from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Ledger, price
 from aihwkit_lora.recipes.face_data import FaceData, FaceImages
 from aihwkit_lora.recipes.face_objectives import Objective
+from aihwkit_lora.recipes.progress import shown
 from aihwkit_lora.reporting import StepRecord
 
 VALIDATION = "validate"
@@ -271,7 +272,7 @@ def fit(
             gradient_clip_val=1.0,
             num_sanity_val_steps=0,
             enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar=shown(),
             enable_model_summary=False,
             callbacks=callbacks,
         )
