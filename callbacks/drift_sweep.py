@@ -174,7 +174,7 @@ class DriftSweep(pl.Callback):
 
     @contextmanager
     def _without_a_trace(self, model: nn.Module, draw: int) -> Iterator[None]:
-        with undisturbed(model, phase=self.phase, seed=self.seed + draw), _brought_back(model):
+        with undisturbed(model, phase=self.phase, seed=self.seed + draw), brought_back(model):
             yield
 
     def _summary(self, draws: list[list[float]]) -> Iterator[float]:
@@ -186,8 +186,12 @@ class DriftSweep(pl.Callback):
 
 
 @contextmanager
-def _brought_back(model: nn.Module) -> Iterator[None]:
-    """Let cells have a new fate in the block; then bring arrays back to their time and old fate."""
+def brought_back(model: nn.Module) -> Iterator[None]:
+    """Let cells have a new fate in the block; then bring arrays back to their time and old fate.
+
+    Args:
+        model: A frozen model.
+    """
     arrays = [layer.analog_module for _, layer in frozen_layers(model)]
     before = [(array, array.seconds, array.tensors, array.fate) for array in arrays]
     for array in arrays:

@@ -168,7 +168,7 @@ class AccuracySweep:
         }
 
     def write(self, folder: str | Path) -> None:
-        """Write ``<name>.json`` and ``<name>.png``.
+        """Write ``<name>.json`` and, unless no model can name any group, ``<name>.png``.
 
         Args:
             folder: Made if need be.
@@ -177,7 +177,9 @@ class AccuracySweep:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=1) + "\n"
         (folder / f"{self.name}.json").write_text(text, encoding="utf-8")
-        sweep_picture.draw(self._panels(), self.picture, self.draws, folder / f"{self.name}.png")
+        panels = self._panels()
+        if panels:
+            sweep_picture.draw(panels, self.picture, self.draws, folder / f"{self.name}.png")
 
     def _model(self, model: str) -> dict[str, Any]:
         forgotten = self.groups.get(self.forgotten, ())
@@ -210,6 +212,7 @@ class AccuracySweep:
                 },
             )
             for group in self.groups
+            if any(group in self.groups_of(model) for model in self.models)
         ]
 
     def _line(self, model: str, group: str) -> sweep_picture.Line:
@@ -236,6 +239,8 @@ def checked(
     labels: Tensor,
     groups: Mapping[str, tuple[int, ...]],
     points: tuple[float, ...],
+    *,
+    draws: int,
 ) -> tuple[Mapping[str, tuple[int, ...]], Tensor]:
     """Refuse a sweep that could not be summed up, before anything is computed.
 
@@ -245,15 +250,18 @@ def checked(
         labels: Shape ``(n,)``.
         groups: Classes by group.
         points: Of the axis.
+        draws: At each point.
     Returns:
         The groups, and the samples of each class, shape ``(classes,)``.
     Raises:
-        ConfigurationError: There is no model or no group, or points are missing, negative or twice.
+        ConfigurationError: There is no model, group or draw, or points are missing, negative or
+            twice.
         DataError: A group is empty, or one of its classes has no sample.
 
     Example:
         >>> import torch
-        >>> checked("noise", {"base": None}, torch.tensor([0, 1, 1]), {"all": (0, 1)}, (1.0,))
+        >>> labels = torch.tensor([0, 1, 1])
+        >>> checked("noise", {"base": None}, labels, {"all": (0, 1)}, (1.0,), draws=9)
         ({'all': (0, 1)}, tensor([1, 2]))
     """
     for name, given in (("model", models), ("group of classes", groups)):
@@ -263,6 +271,8 @@ def checked(
         raise ConfigurationError(
             f"{sweep}: expected different points of 0 or more along the axis, got {points}."
         )
+    if draws < 1:
+        raise ConfigurationError(f"{sweep}: expected 1 draw or more at each point, got {draws}.")
     samples = labels.bincount()
     there = {c for c, count in enumerate(samples.tolist()) if count}
     for group, classes in groups.items():

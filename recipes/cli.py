@@ -182,12 +182,12 @@ def _reports(runs: Sequence[Path]) -> list[RunReport]:
     """All reports in some folders and below, each once."""
     from aihwkit_lora.reporting import RunReport
 
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for run in runs:
         # A folder without any report is read as a run, which says what is missing.
         below = sorted(run.rglob("report.json")) if run.is_dir() else []
-        found |= dict.fromkeys(file.resolve() for file in below or [_report_of(run)])
-    return [RunReport.read(file) for file in found]
+        found |= {file.resolve(): file for file in below or [_report_of(run)]}
+    return [RunReport.read(file) for file in found.values()]
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
@@ -198,11 +198,11 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _page(options: argparse.Namespace, console: Console) -> int:
-    from aihwkit_lora.reporting import Overview, write_page
+    from aihwkit_lora.reporting import overview, page, write_page
 
-    overview = Overview.of(_reports(options.runs))
-    # As it is, for a file or a pager: a console would wrap the tables.
-    sys.stdout.write(overview.markdown() if options.out is None else write_page(overview, options.out))
+    found = overview(_reports(options.runs))
+    # Written as it is, for a file or a pager: a console would wrap the tables.
+    sys.stdout.write(page(found) if options.out is None else write_page(found, options.out))
     return 0
 
 

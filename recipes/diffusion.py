@@ -250,8 +250,9 @@ class Embedding(nn.Module):
 class DiffusionTransformer(nn.Module):
     """Predict a clean image from a noisy one, its time and its label.
 
-    A label is a pair: ``style · objects + object``. Both parts have an embedding, and their sum
-    says what to draw, so that a pair which was never trained still has a meaning.
+    A label is a pair: ``style · objects + object``. What is drawn is added to every patch, the
+    in-context way of DiT (arXiv:2212.09748, section 3.2); how it is drawn modulates every block,
+    beside the time. So a pair that was never trained still has a meaning.
 
     Args:
         shape: Size of the network.
@@ -289,10 +290,10 @@ class DiffusionTransformer(nn.Module):
         Returns:
             Shape ``(n, channels, image_size, image_size)``.
         """
-        tokens = self.patch_embedding(self._patches(noisy)) + self.position
-        objects = self.shape.objects
-        named = self.style(label // objects) + self.object(label % objects)
-        condition = self.activation(self.time(time_features(time)) + named)
+        style, item = label // self.shape.objects, label % self.shape.objects
+        patches = self.patch_embedding(self._patches(noisy))
+        tokens = patches + self.position + self.object(item)[:, None]
+        condition = self.activation(self.time(time_features(time)) + self.style(style))
         for block in self.blocks:
             tokens = block(tokens, condition)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,61 +10,19 @@ from pathlib import Path
 import torch
 from sklearn.datasets import fetch_olivetti_faces, load_digits
 from torch import Generator, Tensor
-from torch.nn import functional
 
 from aihwkit_lora.errors import ConfigurationError, DataError
+from aihwkit_lora.recipes.face_augmentation import IMAGE_SIZE, Augmentation, augment
 from aihwkit_lora.registry import Registry
 
-IMAGE_SIZE = 16
-"""Height and width of the images that the mixer sees, in pixels."""
+FIRST_FIVE = (0, 1, 2, 3, 4)
+"""People whom the workload learns first."""
+
+SIXTH = 5
+"""The person who joins them."""
 
 DATA_VARIABLE = "AIHWKIT_LORA_DATA"
 """Environment variable that names the folder with real data sets."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """What is done to each photo to get more images of it.
-
-    Args:
-        copies: Altered copies of a photo beside the photo itself, at least 0.
-        rotation_degrees: Largest rotation either way, in degrees, 0 to 180.
-        flip: Mirror every second copy (at random) left to right.
-        crop_area: Smallest and largest area of the part that is cut out and enlarged, as a
-            fraction of the photo. A draw that does not fit into the photo is repeated, so an
-            upper end above 1 only shapes the distribution.
-        crop_aspect: Largest ratio of the sides of that part, at least 1.
-    Raises:
-        ConfigurationError: A value is out of its range.
-
-    Example:
-        >>> Augmentation(copies=1, rotation_degrees=10.0).flip
-        False
-    """
-
-    copies: int
-    rotation_degrees: float = 0.0
-    flip: bool = False
-    crop_area: tuple[float, float] = (1.0, 1.0)
-    crop_aspect: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.copies < 0:
-            raise ConfigurationError(f"expected copies of at least 0, found {self.copies}.")
-        if not 0.0 <= self.rotation_degrees <= 180.0:
-            raise ConfigurationError(
-                f"expected rotation_degrees from 0 to 180, found {self.rotation_degrees}."
-            )
-        smallest, largest = self.crop_area
-        if not 0.0 < smallest <= min(largest, 1.0):
-            raise ConfigurationError(
-                "expected crop_area=(smallest, largest) with 0 < smallest <= 1 and smallest <= "
-                f"largest, found {self.crop_area}."
-            )
-        if not self.crop_aspect >= 1.0:
-            raise ConfigurationError(
-                f"expected crop_aspect of at least 1, found {self.crop_aspect}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +33,15 @@ class FaceDataConfig:
         data: ``"digits"`` (bundled with scikit-learn; a class of digits stands for a person) or
             ``"olivetti"`` (400 photos of 40 people; see :func:`data_folder`).
         split: ``"source"`` or ``"reference"``; see :data:`SPLITS`.
+        people: How many people are learnt first, at least two: those with the lowest numbers. None
+            to name them in ``learnt``. With the one who joins, digits have 10 and Olivetti 40.
         learnt: People who are learnt first, at least two.
         forgotten: The one of ``learnt`` who is forgotten.
-        new: The person who joins afterwards.
+        new: The person who joins afterwards. None for person 5 or, if that one is learnt, for the
+            first one who is not.
         photos_per_person: How many photos to use of each person, or None for the data set's own
             default.
+        image_size: Height and width of the images, in pixels, at least 4.
         seed: Seed of augmentation and split.
         download: Whether a missing data set may be fetched from the internet.
     Raises:
@@ -90,20 +51,30 @@ class FaceDataConfig:
     Example:
         >>> FaceDataConfig(forgotten=3).new
         5
+        >>> FaceDataConfig(data="olivetti", people=39, forgotten=17).new
+        39
     """
 
     data: str = "digits"
     split: str = "source"
-    learnt: tuple[int, ...] = (0, 1, 2, 3, 4)
+    people: int | None = None
+    learnt: tuple[int, ...] = FIRST_FIVE
     forgotten: int = 2
-    new: int = 5
+    new: int | None = None
     photos_per_person: int | None = None
+    image_size: int = IMAGE_SIZE
     seed: int = 0
     download: bool = True
 
     def __post_init__(self) -> None:
         DATA_SETS.get(self.data)
         SPLITS.get(self.split)
+        if self.people is not None:
+            object.__setattr__(self, "learnt", self._first(self.people))
+        if self.new is None:
+            candidates = (SIXTH, *range(len(self.learnt) + 1))
+            newcomer = next(person for person in candidates if person not in self.learnt)
+            object.__setattr__(self, "new", newcomer)
         if len(set(self.learnt)) < max(2, len(self.learnt)):
             raise ConfigurationError(
                 f"expected at least two people in learnt, each once, found {self.learnt}."
@@ -115,12 +86,34 @@ class FaceDataConfig:
             )
         if self.new in self.learnt:
             raise ConfigurationError(
-                f"expected new to be none of the learnt people {self.learnt}, found {self.new}."
+                f"expected new to be none of the learnt people {self.learnt}, found {self.new}. "
+                "Name somebody else, or leave new out."
             )
         if self.photos_per_person is not None and self.photos_per_person < 1:
             raise ConfigurationError(
                 f"expected photos_per_person of at least 1, found {self.photos_per_person}."
             )
+        if self.image_size < 4:
+            raise ConfigurationError(
+                f"expected image_size of at least 4 pixels, found {self.image_size}."
+            )
+
+    @property
+    def everybody(self) -> tuple[int, ...]:
+        """Learnt people and the new one, in the order of the model's outputs."""
+        return (*self.learnt, SIXTH if self.new is None else self.new)
+
+    def _first(self, people: int) -> tuple[int, ...]:
+        """The people with the lowest numbers."""
+        if people < 2:
+            raise ConfigurationError(f"expected people of at least 2, found {people}.")
+        first = tuple(range(people))
+        if self.learnt not in (FIRST_FIVE, first):
+            raise ConfigurationError(
+                f"expected people or learnt, found both: people={people} and learnt={self.learnt}. "
+                "Leave one of them out."
+            )
+        return first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,7 +121,7 @@ class FaceImages:
     """Labelled images, and the photo that each was made from.
 
     Args:
-        images: Brightness in [0, 1], shape ``(n, 1, 16, 16)``.
+        images: Brightness in [0, 1], shape ``(n, 1, size, size)``.
         labels: Index of the model's output for the person, shape ``(n,)``.
         photos: Index of the source photo in the data set, shape ``(n,)``.
 
@@ -155,6 +148,11 @@ class FaceImages:
     def of(self, *labels: int) -> FaceImages:
         """Return the images with one of these labels, in the same order."""
         return self.take(torch.isin(self.labels, torch.tensor(labels)))
+
+    def few(self, each: int) -> FaceImages:
+        """Return the first images of everybody, at most ``each`` of one person."""
+        own = [(self.labels == label).nonzero().flatten()[:each] for label in self.labels.unique()]
+        return self.take(torch.cat(own))
 
     def without(self, *labels: int) -> FaceImages:
         """Return the images with none of these labels, in the same order."""
@@ -254,13 +252,15 @@ def load_faces(config: FaceDataConfig) -> FaceData:
     """
     generator = Generator().manual_seed(config.seed)
     data_set = DATA_SETS.get(config.data)
-    people = (*config.learnt, config.new)
+    people = config.everybody
     limit = config.photos_per_person or data_set.photos_per_person
     everybody = data_set.load(config)
     chosen, labels = _choose(everybody.people, people, limit, config.data, generator)
     photos = chosen.repeat(1 + data_set.augmentation.copies)
     faces = FaceImages(
-        images=augment(everybody.images[chosen], data_set.augmentation, generator),
+        images=augment(
+            everybody.images[chosen], data_set.augmentation, generator, size=config.image_size
+        ),
         labels=labels.repeat(1 + data_set.augmentation.copies),
         photos=photos,
     )
@@ -275,73 +275,6 @@ def load_faces(config: FaceDataConfig) -> FaceData:
     )
 
 
-def augment(photos: Tensor, augmentation: Augmentation, generator: Generator) -> Tensor:
-    """Return every photo and altered copies of it, scaled to 16×16 pixels.
-
-    A copy is rotated (black beyond the edge), flipped and cropped, in this order, by one bilinear
-    resampling at the photo's own resolution.
-
-    Args:
-        photos: Brightness in [0, 1], shape ``(n, 1, size, size)``.
-        augmentation: What to do.
-        generator: Source of all randomness.
-    Returns:
-        Shape ``((1 + copies)·n, 1, 16, 16)``: all photos, then one copy of each, and so on.
-
-    Example:
-        >>> augment(torch.rand(3, 1, 64, 64), Augmentation(copies=2), Generator()).shape
-        torch.Size([9, 1, 16, 16])
-    """
-    originals = photos.repeat(augmentation.copies, 1, 1, 1)
-    size = max(photos.shape[-1], IMAGE_SIZE)
-    maps = _random_maps(len(originals), augmentation, generator)
-    grid = functional.affine_grid(maps, [len(originals), 1, size, size], align_corners=False)
-    copies = functional.grid_sample(originals, grid, padding_mode="zeros", align_corners=False)
-    return torch.cat([_resize(photos), _resize(copies)])
-
-
-def _resize(images: Tensor) -> Tensor:
-    """Scale square images to 16×16; antialiasing averages the pixels that a smaller one covers."""
-    return functional.interpolate(
-        images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True
-    )
-
-
-def _random_maps(count: int, augmentation: Augmentation, generator: Generator) -> Tensor:
-    """Draw maps from a copy's coordinates in [-1, 1] to its photo's, shape ``(count, 2, 3)``."""
-    limit = math.radians(augmentation.rotation_degrees)
-    angle = limit * (2.0 * torch.rand(count, generator=generator) - 1.0)
-    mirrored = torch.rand(count, generator=generator) < 0.5 if augmentation.flip else angle > 4.0
-    sides, centres = _random_crops(count, augmentation, generator)
-    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=-1)
-    rotation = rotation.view(count, 2, 2)
-    rotation[mirrored, :, 0] *= -1.0
-    return torch.cat([rotation * sides[:, None, :], rotation @ centres[:, :, None]], dim=-1)
-
-
-def _random_crops(
-    count: int, augmentation: Augmentation, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw sides (fractions of the photo) and centres (in [-1, 1]) of crops, ``(count, 2)`` each.
-
-    As torchvision's RandomResizedCrop 0.29: area uniform, log of the aspect ratio uniform, the
-    first of ten draws that fits; the whole photo if none does. Its crops are whole pixels, ours
-    are not.
-    """
-    attempts = 10
-    smallest, largest = augmentation.crop_area
-    log_aspect = math.log(augmentation.crop_aspect)
-    area = smallest + (largest - smallest) * torch.rand(count, attempts, generator=generator)
-    root_aspect = (
-        0.5 * log_aspect * (2.0 * torch.rand(count, attempts, generator=generator) - 1.0)
-    ).exp()
-    sides = area.sqrt()[..., None] * torch.stack([root_aspect, 1.0 / root_aspect], dim=-1)
-    fits = (sides <= 1.0).all(dim=-1)
-    first = sides[torch.arange(count), fits.int().argmax(dim=1)]
-    sides = torch.where(fits.any(dim=1, keepdim=True), first, 1.0)
-    return sides, (1.0 - sides) * (2.0 * torch.rand(count, 2, generator=generator) - 1.0)
-
-
 def _choose(
     people: Tensor, wanted: tuple[int, ...], limit: int | None, name: str, generator: Generator
 ) -> tuple[Tensor, Tensor]:
@@ -352,7 +285,7 @@ def _choose(
         if person not in known:
             raise DataError(
                 f"expected people from {known[0]} to {known[-1]} of data set '{name}', found "
-                f"{person}. Change learnt, forgotten or new."
+                f"{person}. Learn fewer people, or change learnt, forgotten or new."
             )
         own = (people == person).nonzero().flatten()
         own = own[torch.randperm(len(own), generator=generator)][:limit].sort().values

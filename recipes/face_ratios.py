@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from aihwkit_lora.chips import Chip
@@ -23,18 +23,31 @@ _ADAPTATIONS = ("forget", "continue")
 
 _Stages = Mapping[str, StageRecord]
 
+# Of training in place only pulses are counted. They are all that its updates take, but not all
+# that its training takes, so its training has no ratio.
+_COMPARED: Mapping[str, Sequence[Callable[[Case, Case], Ratio]]] = {
+    "deploy_once": (update_energy_ratio, training_energy_ratio),
+    "digital": (training_energy_ratio,),
+    "in_situ": (update_energy_ratio,),
+}
+
 
 def ratios(arms: Mapping[str, Sequence[StageRecord]], chip: Chip) -> tuple[Ratio, ...]:
     """Compare the arms of a run.
 
     Args:
-        arms: Stages by arm; without the arm ``"reprogram"`` only deployment is compared.
+        arms: Stages by arm; without baselines only deployment is compared.
         chip: Whose prices to take.
     """
     stages = {arm: {stage.name: stage for stage in found} for arm, found in arms.items()}
-    found = [_deployment(stages["hybrid"], chip)]
+    hybrid = stages["hybrid"]
+    found = [_deployment(hybrid, chip)]
     if "reprogram" in stages:
-        found += _training(stages["reprogram"], stages["hybrid"], chip)
+        found += _training(stages["reprogram"], hybrid, chip)
+    for arm in ("deploy_once", "digital", "in_situ"):
+        if arm in stages:
+            cases = _adaptation(arm, stages[arm], chip), _adaptation("hybrid", hybrid, chip)
+            found += [compare(*cases) for compare in _COMPARED[arm]]
     return tuple(found)
 
 

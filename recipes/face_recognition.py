@@ -1,9 +1,10 @@
 """Face recognition: learn, program, freeze, forget a person, continue with another; counted.
 
-The first workload of arXiv:2601.10037: an MLP-Mixer learns five people in torch and is programmed
+The first workload of arXiv:2601.10037: an MLP-Mixer learns some people in torch and is programmed
 into arrays of resistive memory. One person is then forgotten, and a new one learnt, each by a LoRA
-branch beside the frozen arrays; both branches stay active from then on. Beside it runs the
-baseline that trains all weights and writes the arrays after every step.
+branch beside the frozen arrays; both branches stay active from then on. Then the arrays err by
+write noise and drift, and a third branch makes up for the noise of one chip. Beside that run the
+other ways to forget and to learn; see ``face_baselines``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -21,23 +25,18 @@ import aihwkit_lora as al
 from aihwkit_lora.callbacks import EnergyMeter, FrozenGuard, PulseCounter
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
-from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Counts, Ledger
-from aihwkit_lora.recipes.face_data import FaceData, FaceDataConfig, FaceImages, load_faces
-from aihwkit_lora.recipes.face_objectives import (
-    OWN,
-    Objective,
-    continuing,
-    forgetting_by,
-    learning,
-    needs_a_branch,
-    require_usable,
-)
+from aihwkit_lora.recipes.drift_over_time import drift_on
+from aihwkit_lora.recipes.face_baselines import BASELINES
+from aihwkit_lora.recipes.face_data import FaceData, FaceImages, load_faces
+from aihwkit_lora.recipes.face_models import build_model
+from aihwkit_lora.recipes.face_objectives import Objective, continuing, forgetting_by, learning
+from aihwkit_lora.recipes.face_options import FaceRecognition
 from aihwkit_lora.recipes.face_ratios import ratios
 from aihwkit_lora.recipes.face_verification import verify
-from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer
+from aihwkit_lora.recipes.mixer import LORA_TARGETS
+from aihwkit_lora.recipes.noise_sweep import noise_sweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
-from aihwkit_lora.recipes.reprogramming import Reprogrammer, train_all_weights_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.training import (
     VALIDATION,
@@ -49,95 +48,38 @@ from aihwkit_lora.recipes.training import (
     fit,
 )
 from aihwkit_lora.reporting import RunReport, StageRecord, environment
+from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.objectives import apply_negation_
 from aihwkit_lora.unlearning.request_log import RequestLog
 from aihwkit_lora.unlearning.seal import seal_
 from aihwkit_lora.unlearning.verification import Verdict
 
+__all__ = ["NEGATION_STRENGTHS", "FaceRecognition", "Job", "run"]
+
+Adapted = Literal["hybrid", "digital"]
+"""Arms with adapters: on frozen arrays, or on the model in torch."""
+
+Stage = Literal["forget", "continue", "restore"]
+
 NEGATION_STRENGTHS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 """How much of a branch the objective ``negation`` may subtract; tried on validation images."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FaceRecognition(FaceDataConfig):
-    """Options of the recipe; those of the data come first.
-
-    Args:
-        chip: Name of the chip to program and to price for, or a YAML file that describes one.
-        baseline: Whether to run the arm that reprograms all weights.
-        learn_epochs: Epochs of learning the first people, in torch.
-        weight_noise: Weight noise while learning, as a fraction of the largest weight.
-        objective: Name of the objective that forgets; any one for classifiers. The baseline forgets
-            by the default one if it needs a branch that can be left out.
-        forget_rank: Rank of the adapter that forgets.
-        forget_epochs: Its epochs.
-        continue_rank: Rank of the adapter that learns the new person.
-        continue_epochs: Its epochs.
-        lora_scale: Factor on the adapters' output; ``lora_alpha`` is this times the rank.
-        margin: Logits by which the forgotten output shall stay below the winner.
-        batch_size: Images per step of the adapters.
-        reprogram_forget_epochs: Steps in which the baseline forgets, each on all images.
-        reprogram_continue_epochs: Steps in which the baseline learns the new person.
-        verify: How many models to train from scratch without the forgotten person, to verify the
-            forgetting against; 0 for no verification.
-
-    Example:
-        >>> FaceRecognition(data="digits", seed=1).forgotten
-        2
-    """
-
-    chip: str = "rm-180nm"
-    baseline: bool = True
-    learn_epochs: int = 150
-    weight_noise: float = 0.03
-    objective: str = OWN
-    forget_rank: int = 6
-    forget_epochs: int = 30
-    continue_rank: int = 8
-    continue_epochs: int = 100
-    lora_scale: float = 4.0
-    margin: float = 5.0
-    batch_size: int = 128
-    reprogram_forget_epochs: int = 30
-    reprogram_continue_epochs: int = 60
-    verify: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        al.chips.find(self.chip)
-        require_usable(self.objective)
-        for name in (field.name for field in dataclasses.fields(self)):
-            if name.endswith(("_epochs", "_rank", "_size")) and getattr(self, name) < 1:
-                raise ConfigurationError(
-                    f"expected {name} of at least 1, found {getattr(self, name)}."
-                )
-        if self.verify < 0:
-            raise ConfigurationError(f"expected verify of 0 or more, found {self.verify}.")
-
-
 def run(config: FaceRecognition, folder: RunFolder) -> RunReport:
-    """Run all stages of both arms.
+    """Run all stages of all arms.
 
     Args:
         config: What to run.
         folder: Keeps finished stages, and hands them back when a run is resumed.
     """
-    job = Job(config, load_faces(config), al.chips.find(config.chip), folder)
+    resolved = config.resolved
+    job = Job(resolved, load_faces(resolved), al.chips.find(config.chip), folder)
     learnt = folder.stage("learn", job.learn)
     programmed = folder.stage("program", lambda: job.program(learnt.model))
-    forgotten = folder.stage("hybrid-forget", lambda: job.forget(programmed.model))
-    if config.verify:
-        findings = verify(job, forgotten.model, config.verify)
-        verdicts = ", ".join(f"{findings.count(verdict)} {verdict}" for verdict in Verdict)
-        folder.say(f"verification: {verdicts}; see {folder.path / 'forgetting.md'}")
-    continued = folder.stage("hybrid-continue", lambda: job.continue_(forgotten.model))
-    start = (learnt.record, programmed.record)
-    arms = {"hybrid": (*start, forgotten.record, continued.record)}
-    if config.baseline:
-        forgotten = folder.stage("reprogram-forget", lambda: job.rewrite(programmed.model))
-        continued = folder.stage("reprogram-continue", lambda: job.rewrite_on(forgotten.model))
-        arms["reprogram"] = (*start, forgotten.record, continued.record)
+    arms = {"hybrid": hybrid(job, learnt, programmed)}
+    for name in resolved.arms:
+        arms[name] = BASELINES.get(name)(job, learnt, programmed)
     return RunReport(
         recipe="face_recognition",
         chip=config.chip,
@@ -147,6 +89,28 @@ def run(config: FaceRecognition, folder: RunFolder) -> RunReport:
         arms=arms,
         ratios=ratios(arms, job.chip),
     )
+
+
+def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
+    """Adapters beside frozen arrays; then noise, drift, and the restoring of a noisy chip.
+
+    Args:
+        job: The run.
+        learnt: What it has learnt.
+        programmed: The same on frozen arrays.
+    """
+    base, stage = programmed.model, job.folder.stage
+    forgotten = stage("hybrid-forget", lambda: job.forget(base))
+    if job.config.verify:
+        findings = verify(job, forgotten.model, job.config.verify)
+        verdicts = ", ".join(f"{findings.count(verdict)} {verdict}" for verdict in Verdict)
+        job.folder.say(f"verification: {verdicts}; see {job.folder.path / 'forgetting.md'}")
+    continued = stage("hybrid-continue", lambda: job.continue_(forgotten.model))
+    noisy = stage("hybrid-noise", lambda: job.noise(base, continued.model))
+    drifted = stage("hybrid-drift", lambda: job.drift(base, continued.model))
+    restored = stage("hybrid-restore", lambda: job.restore(continued.model))
+    done = (learnt, programmed, forgotten, continued, noisy, drifted, restored)
+    return tuple(finished.record for finished in done)
 
 
 class Job:
@@ -167,17 +131,27 @@ class Job:
     def learn(self) -> Finished:
         """Learn the first people in torch. That happens off the chip and is not counted."""
         self._seed(0)
-        model = MlpMixer()
+        model, config = self.build(), self.config
         schedule = Schedule(
-            epochs=self.config.learn_epochs, learning_rate=5e-3, batch_size=64, weight_decay=0.01
+            epochs=config.learn_epochs,
+            learning_rate=config.learn_rate,
+            batch_size=64,
+            weight_decay=0.01,
         )
-        objective = learning(weight_noise=self.config.weight_noise)
+        objective = learning(weight_noise=config.weight_noise)
         learnt, start = self.faces.learnt, time.perf_counter()
         trainee = Trainee(model, objective, schedule, score=lambda e: -e.loss(*learnt))
         log = self.folder.path / "logs" / "learn"
         fit(trainee, self.faces.train.of(*learnt), self.faces, schedule, log=log, callbacks=[])
         trainee.restore_best()
         return self._finished("learn", model, Counts(), start, metrics=self._learnt(model))
+
+    def build(self) -> nn.Module:
+        """Make a fresh network, with an output for everybody."""
+        config = self.config
+        return build_model(
+            config.model, image_size=config.image_size, outputs=len(config.everybody)
+        )
 
     def program(self, learnt: nn.Module) -> Finished:
         """Convert, program by write–verify, and freeze."""
@@ -188,117 +162,202 @@ class Job:
         metrics = self._learnt(model)
         return self._finished("program", model, ledger.total(), start, metrics=metrics)
 
-    def forget(self, programmed: nn.Module) -> Finished:
-        """Forget one person by a LoRA branch, and seal it."""
+    def forget(self, programmed: nn.Module, *, arm: Adapted = "hybrid") -> Finished:
+        """Forget one person by a LoRA branch, and seal it where it stands beside arrays."""
         adapter = self._adapter(self.config.forget_rank)
-        # PEFT puts adapters into the model it is given; the other arm starts from the same one.
+        # PEFT puts adapters into the model it is given; the other arms start from the same one.
         model = add_adapter_(copy.deepcopy(programmed), "forget", adapter)
-        objective = self._forgetting(self.config.objective)
-        # Negation learns what is to be forgotten, and turns it round in the end.
-        score = None if self.config.objective == "negation" else _forget_score(self.faces)
-        return self._adapt("forget", model, objective, self.config.forget_epochs, score)
+        return self._adapt(arm, "forget", model, self.forgetting(self.config.objective))
 
-    def continue_(self, forgotten: nn.Module) -> Finished:
+    def continue_(self, forgotten: nn.Module, *, arm: Adapted = "hybrid") -> Finished:
         """Learn a new person by a second branch; the first stays active, and fixed."""
         model = add_adapter_(forgotten, "continue", self._adapter(self.config.continue_rank))
-        objective, score = self._continuing(), _continue_score(self.faces)
-        return self._adapt("continue", model, objective, self.config.continue_epochs, score)
+        return self._adapt(arm, "continue", model, self.continuing())
 
-    def rewrite(self, programmed: nn.Module) -> Finished:
-        """Forget by training all weights, written into the arrays after each step."""
-        model = train_all_weights_(copy.deepcopy(programmed))
-        epochs, name = self.config.reprogram_forget_epochs, self.config.objective
-        objective = self._forgetting(OWN if needs_a_branch(name) else name)
-        return self._reprogram("forget", model, objective, epochs, 5e-3)
+    def noise(self, base: nn.Module, adapted: nn.Module) -> Finished:
+        """See what write noise costs, with adapters and without: ``noise.json``, ``noise.png``."""
+        start, config = time.perf_counter(), self.config
+        test = self.faces.test.few(config.noise_images)
+        found = noise_sweep(
+            {"base": base, "hybrid": adapted},
+            test.images,
+            test.labels,
+            groups=self._groups,
+            sigmas_microsiemens=config.noise_microsiemens,
+            chips=config.noise_chips,
+            seed=config.seed,
+            mapping=self.chip.mapping,
+        )
+        found.write(self.folder.path)
+        return self._looked_at("noise", adapted, start, found.metrics())
 
-    def rewrite_on(self, forgotten: nn.Module) -> Finished:
-        """Learn the new person in the same way."""
-        epochs = self.config.reprogram_continue_epochs
-        # In so few steps it gets further with images that stay as they are.
-        objective = self._continuing(vary=False)
-        return self._reprogram("continue", forgotten, objective, epochs, 2e-2)
+    def drift(self, base: nn.Module, adapted: nn.Module) -> Finished:
+        """See what a year costs: ``drift.json``, ``drift.png``, or why nobody can say."""
+        start, config = time.perf_counter(), self.config
+        test = self.faces.test.few(config.noise_images)
+        found = drift_on(
+            self.chip,
+            {"base": base, "hybrid": adapted},
+            test.images,
+            test.labels,
+            groups=self._groups,
+            repeats=config.drift_repeats,
+            seed=config.seed,
+        )
+        found.write(self.folder.path)
+        return self._looked_at("drift", adapted, start, found.metrics())
 
-    def _adapt(
-        self,
-        stage: str,
-        model: PeftModel,
-        objective: Objective,
-        epochs: int,
-        score: Score | None,
-    ) -> Finished:
-        schedule = Schedule(epochs=epochs, learning_rate=1e-2, batch_size=self.config.batch_size)
-        trainee = Trainee(model, objective, schedule, score=score)
-        return self._train("hybrid", stage, trainee, schedule, Ledger(), FrozenGuard())
+    def restore(self, continued: nn.Module) -> Finished:
+        """Make up for one chip's write noise by a third branch; the others stay active."""
+        model = add_adapter_(continued, "restore", self._adapter(self.config.restore_rank))
+        with self._noisy(model):
+            noisy = self.evaluate("restore", model)
+            finished = self._adapt("hybrid", "restore", model, self.continuing())
+        metrics = {f"noisy_{name}": value for name, value in noisy.items()}
+        record = dataclasses.replace(
+            finished.record, metrics={**finished.record.metrics, **metrics}
+        )
+        return Finished(model, record)
 
-    def _reprogram(
-        self, stage: str, model: nn.Module, objective: Objective, epochs: int, rate: float
-    ) -> Finished:
-        ledger = Ledger()
-        schedule = Schedule(epochs=epochs, learning_rate=rate, batch_size=None)
-        seed = self.config.seed + len(stage)
-        write = Reprogrammer(model, self.chip, ledger, phase=stage, seed=seed)
-        trainee = Trainee(model, objective, schedule, after_step=write)
-        return self._train("reprogram", stage, trainee, schedule, ledger)
-
-    def _train(
+    def train(
         self,
         arm: str,
-        stage: str,
+        stage: Stage,
         trainee: Trainee,
         schedule: Schedule,
         ledger: Ledger,
-        *guards: FrozenGuard,
+        *,
+        guards: Sequence[pl.Callback] = (),
+        meters: Sequence[pl.Callback] | None = None,
     ) -> Finished:
+        """Train a stage of any arm, counted.
+
+        Args:
+            arm: Its name.
+            stage: Decides on images, metrics and random numbers.
+            trainee: What to train.
+            schedule: How long and how fast.
+            ledger: Where it is counted, under the stage's name.
+            guards: Callbacks before the meters.
+            meters: What counts; None for pulses, reads and everything digital.
+        """
         self._seed(len(stage))
         model, start = trainee.model, time.perf_counter()
-        evaluate = self._after_forgetting if stage == "forget" else self._after_continuing
-        recorder = StepRecorder(ledger, self.chip, lambda: evaluate(model))
-        meter = EnergyMeter(self.chip, ledger, phase=stage, validation_phase=VALIDATION)
-        callbacks = [*guards, meter, PulseCounter(ledger), recorder]
+        recorder = StepRecorder(ledger, self.chip, lambda: self.evaluate(stage, model))
+        if meters is None:
+            meter = EnergyMeter(self.chip, ledger, phase=stage, validation_phase=VALIDATION)
+            meters = [meter, PulseCounter(ledger)]
         log = self.folder.path / "logs" / f"{arm}-{stage}"
-        images = self._images(stage)
-        fit(trainee, images, self.faces, schedule, log=log, callbacks=callbacks)
+        callbacks = [*guards, *meters, recorder]
+        fit(trainee, self._images(stage), self.faces, schedule, log=log, callbacks=callbacks)
         trainee.restore_best()
         trained = _trainable(model)
         if isinstance(model, PeftModel) and stage == "forget":
-            self._seal(model)
-        metrics = {**evaluate(model), **self._adapter_off(model)}
+            self._settle(model, sealed=arm == "hybrid")
+        off = self._adapter_off(model) if arm == "hybrid" else {}
+        metrics = {**self.evaluate(stage, model), **off}
         finished = self._finished(stage, model, ledger.total(phase=stage), start, metrics=metrics)
         record = dataclasses.replace(
             finished.record, steps=tuple(recorder.steps), trainable_parameters=trained
         )
         return Finished(model, record)
 
-    def _seal(self, model: PeftModel) -> None:
+    def evaluate(self, stage: Stage, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the test images of each group that there is at a stage.
+
+        Args:
+            stage: After ``forget`` the new person is not there yet.
+            model: Whom to ask.
+        """
+        result = Evaluation.of(model, self.faces.test)
+        metrics = {
+            "forget_accuracy": result.accuracy(self.faces.forgotten),
+            "retain_accuracy": result.accuracy(*self.faces.kept),
+        }
+        if stage != "forget":
+            metrics["new_accuracy"] = result.accuracy(self.faces.new)
+        return metrics
+
+    def score(self, stage: Stage) -> Score:
+        """How epochs are ranked, on validation images.
+
+        Args:
+            stage: Which one.
+        """
+        faces = self.faces
+        if stage == "forget":
+            return lambda e: -e.loss(*faces.kept) - 10.0 * e.accuracy(faces.forgotten)
+        return lambda e: -e.loss(*faces.kept, faces.new)
+
+    def forgetting(self, name: str) -> Objective:
+        """Make an objective that forgets.
+
+        Args:
+            name: Of an objective for classifiers.
+        """
+        faces, margin = self.faces, self.config.margin
+        return forgetting_by(name, forgotten=faces.forgotten, kept=faces.kept, margin=margin)
+
+    def continuing(self, *, vary: bool = True) -> Objective:
+        """Make the objective that learns the new person.
+
+        Args:
+            vary: Whether images vary from step to step.
+        """
+        forgotten, margin = self.faces.forgotten, self.config.margin
+        return continuing(forgotten=forgotten, margin=margin, vary=vary)
+
+    def _adapt(
+        self, arm: Adapted, stage: Stage, model: PeftModel, objective: Objective
+    ) -> Finished:
+        config = self.config
+        schedule = Schedule(
+            epochs=getattr(config, f"{stage}_epochs"),
+            learning_rate=1e-2,
+            batch_size=config.batch_size,
+        )
+        # Negation learns what is to be forgotten, and turns it round in the end.
+        turned = stage == "forget" and config.objective == "negation"
+        score = None if turned else self.score(stage)
+        trainee = Trainee(model, objective, schedule, score=score)
+        guards = [FrozenGuard()] if arm == "hybrid" else []
+        return self.train(arm, stage, trainee, schedule, Ledger(), guards=guards)
+
+    def _settle(self, model: PeftModel, *, sealed: bool) -> None:
         """Keep the branch that forgets in force, whatever is learnt later."""
         if self.config.objective == "negation":
             self._negate(model)
-        log = RequestLog(self.folder.path / "requests.jsonl")
-        seal_(model, "forget", request=f"person {self.config.forgotten}", log=log)
+        if sealed:
+            log = RequestLog(self.folder.path / "requests.jsonl")
+            seal_(model, "forget", request=f"person {self.config.forgotten}", log=log)
 
     def _negate(self, model: PeftModel) -> None:
         """Subtract the branch, as strongly as serves validation images best."""
+        rank = self.score("forget")
 
         def score(strength: float) -> float:
             trial = copy.deepcopy(model)
             apply_negation_(trial, "forget", strength)
-            return _forget_score(self.faces)(Evaluation.of(trial, self.faces.validation))
+            return rank(Evaluation.of(trial, self.faces.validation))
 
         apply_negation_(model, "forget", max(NEGATION_STRENGTHS, key=score))
 
-    def _images(self, stage: str) -> FaceImages:
+    def _images(self, stage: Stage) -> FaceImages:
         """Images of everybody learnt so far; the forgotten person's are gone once forgotten."""
         faces = self.faces
         people = faces.learnt if stage == "forget" else (*faces.kept, faces.new)
         return faces.train.of(*people)
 
-    def _forgetting(self, name: str) -> Objective:
-        faces, margin = self.faces, self.config.margin
-        return forgetting_by(name, forgotten=faces.forgotten, kept=faces.kept, margin=margin)
+    @property
+    def _groups(self) -> dict[str, tuple[int, ...]]:
+        faces = self.faces
+        return {"forget": (faces.forgotten,), "retain": faces.kept, "new": (faces.new,)}
 
-    def _continuing(self, *, vary: bool = True) -> Objective:
-        forgotten, margin = self.faces.forgotten, self.config.margin
-        return continuing(forgotten=forgotten, margin=margin, vary=vary)
+    def _noisy(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """One chip with write noise: the first of the sweep's."""
+        sigma = 1e-6 * self.config.restore_microsiemens
+        seed, mapping = self.config.seed, self.chip.mapping
+        return noisy_chips(model, sigma_siemens=sigma, seed=seed, mapping=mapping)
 
     def _adapter(self, rank: int) -> LoraConfig:
         # PEFT divides by the rank; the paper's code does not.
@@ -308,22 +367,6 @@ class Job:
     def _learnt(self, model: nn.Module) -> dict[str, float]:
         learnt = Evaluation.of(model, self.faces.test).accuracy(*self.faces.learnt)
         return {"learnt_accuracy": learnt}
-
-    def _after_forgetting(self, model: nn.Module) -> dict[str, float]:
-        return self._forgotten_and_kept(Evaluation.of(model, self.faces.test))
-
-    def _after_continuing(self, model: nn.Module) -> dict[str, float]:
-        result = Evaluation.of(model, self.faces.test)
-        return {
-            **self._forgotten_and_kept(result),
-            "new_accuracy": result.accuracy(self.faces.new),
-        }
-
-    def _forgotten_and_kept(self, result: Evaluation) -> dict[str, float]:
-        return {
-            "forget_accuracy": result.accuracy(self.faces.forgotten),
-            "retain_accuracy": result.accuracy(*self.faces.kept),
-        }
 
     def _adapter_off(self, model: nn.Module) -> dict[str, float]:
         """What the arrays still know: the forgotten person without any adapter."""
@@ -336,6 +379,13 @@ class Job:
     def _seed(self, stage: int) -> None:
         torch.manual_seed(1000 * self.config.seed + stage)
 
+    def _looked_at(
+        self, name: str, model: nn.Module, start: float, metrics: dict[str, float]
+    ) -> Finished:
+        """A stage in which nothing is trained, whatever the one before has left."""
+        finished = self._finished(name, model, Counts(), start, metrics=metrics)
+        return Finished(model, dataclasses.replace(finished.record, trainable_parameters=0))
+
     def _finished(
         self,
         name: str,
@@ -343,7 +393,7 @@ class Job:
         counts: Counts,
         start: float,
         *,
-        metrics: dict[str, float],
+        metrics: Mapping[str, float],
     ) -> Finished:
         frozen = next(al.frozen_layers(model), None) is not None
         record = StageRecord(
@@ -360,14 +410,6 @@ class Job:
 
 def _trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _forget_score(faces: FaceData) -> Score:
-    return lambda e: -e.loss(*faces.kept) - 10.0 * e.accuracy(faces.forgotten)
-
-
-def _continue_score(faces: FaceData) -> Score:
-    return lambda e: -e.loss(*faces.kept, faces.new)
 
 
 RECIPES.add(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from aihwkit_lora.metering import Ledger
 from aihwkit_lora.recipes.face_data import FaceImages
-from aihwkit_lora.recipes.mixer import MlpMixer
 from aihwkit_lora.unlearning.verification import (
     ForgettingReport,
     RetrainedReferences,
@@ -42,7 +41,7 @@ def verify(job: Job, model: nn.Module, references: int) -> ForgettingReport:
         retrained=RetrainedReferences(
             folder=job.folder.path / "retrained",
             key=dataclasses.asdict(job.config),
-            build=MlpMixer,
+            build=job.build,
             retrain=lambda number: without_forgotten(job, number).learn().model,
             seeds=range(references),
             chip=job.chip,

@@ -129,21 +129,17 @@ class Examiner:
         """
         return float(self._shown(model, (self.data.forgotten,))["style"])
 
-    def quickly(self, model: nn.Module) -> dict[str, float]:
-        """Accuracies of an adapted model from one image of each style and object.
+    def right_by_style(self, model: nn.Module) -> Tensor:
+        """Count images that show the style they shall, from one image of each style and object.
 
         Args:
-            model: A diffusion model that has forgotten one style and learnt another.
+            model: A diffusion model.
+        Returns:
+            Whole numbers, shape ``(styles,)``; up to the number of objects.
         """
-        styles = range(len(self.data.styles))
-        pictures = self._generate(model, styles, per_cell=1)
-        right = judge_images(self.judge, pictures.images).styles == pictures.styles
-        kept = torch.isin(pictures.styles, torch.tensor(self.data.kept))
-        return {
-            "retain_accuracy": _fraction(right[kept]),
-            "forget_accuracy": _fraction(right[pictures.styles == self.data.forgotten]),
-            "new_accuracy": _fraction(right[pictures.styles == self.data.new]),
-        }
+        pictures = self._generate(model, range(len(self.data.styles)), per_cell=1)
+        shown = judge_images(self.judge, pictures.images).styles == pictures.styles
+        return pictures.styles[shown].bincount(minlength=len(self.data.styles))
 
     def own(self) -> dict[str, float]:
         """Metrics of the judge itself, on real test images and on noise."""

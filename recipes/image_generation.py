@@ -22,7 +22,7 @@ import pytorch_lightning as pl
 import torch
 from peft import LoraConfig, PeftModel
 from pytorch_lightning.utilities import CombinedLoader
-from torch import nn
+from torch import Tensor, nn
 
 import aihwkit_lora as al
 from aihwkit_lora.callbacks import EnergyMeter, FrozenGuard, PulseCounter
@@ -30,6 +30,7 @@ from aihwkit_lora.callbacks.objective_module import Loss
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.recipes.accuracy_sweep import Hits
 from aihwkit_lora.recipes.diffusion import (
     LORA_TARGETS,
     DiffusionTransformer,
@@ -55,7 +56,9 @@ from aihwkit_lora.recipes.image_training import (
     loader,
 )
 from aihwkit_lora.recipes.judges import Judge, train_judge
+from aihwkit_lora.recipes.noise_sweep import NoiseSweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.reprogramming import deploy_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.training import StepRecorder
 from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
@@ -139,6 +142,7 @@ class Job:
             learning_rate=config.learning_rate,
             weight_noise=config.weight_noise,
             weight_clip=config.weight_clip,
+            chip=self.chip,
         )
         batches = self._batches(
             self.data.seen(*self.data.learnt), config.learn_batch_size, steps, 1
@@ -166,7 +170,8 @@ class Job:
         continued = stage(
             "hybrid-continue", lambda: self.continue_("hybrid", forgotten.model, before)
         )
-        noisy = stage("hybrid-noise", lambda: self.noise(continued.model))
+        models = {"base": programmed.model, "hybrid": continued.model}
+        noisy = stage("hybrid-noise", lambda: self.noise(models))
         restored = stage("hybrid-restore", lambda: self.restore(continued.model, before))
         done = (learnt, programmed, forgotten, continued, noisy, restored)
         return tuple(finished.record for finished in done)
@@ -194,7 +199,7 @@ class Job:
         """Forget one style by a LoRA branch; on arrays, seal it."""
         start = time.perf_counter()
         # PEFT puts adapters into the model it is given; the other arm starts from the same one.
-        adapted = add_adapter_(copy.deepcopy(model).requires_grad_(False), "forget", self._lora())
+        adapted = self._with_branch(copy.deepcopy(model).requires_grad_(False), "forget")
         counts, steps = self._adapt(arm, "forget", adapted)
         metrics = self.examiner.adapted(adapted, before, new=False)
         with reference(adapted):
@@ -209,7 +214,7 @@ class Job:
     def continue_(self, arm: Arm, model: nn.Module, before: Mapping[str, float]) -> Finished:
         """Learn a new style by a second branch and its row of the digital embedding."""
         start = time.perf_counter()
-        adapted = add_adapter_(cast(PeftModel, model), "continue", self._lora())
+        adapted = self._with_branch(model, "continue")
         self._start_row(adapted).requires_grad_(True)
         counts, steps = self._adapt(arm, "continue", adapted)
         metrics = self.examiner.adapted(adapted, before, new=True)
@@ -234,27 +239,40 @@ class Job:
         record = dataclasses.replace(finished.record, trainable_parameters=trained)
         return Finished(pair, record)
 
-    def noise(self, model: nn.Module) -> Finished:
-        """Look at chips whose cells are off by a normal error."""
-        start, config, metrics = time.perf_counter(), self.config, {}
-        for microsiemens in config.noise_microsiemens:
-            found = []
-            for chip in range(config.noise_chips):
-                with self._noisy(model, microsiemens, chip):
-                    found.append(self.examiner.quickly(model))
-            for key in found[0]:
-                values = [one[key] for one in found]
-                worst = max(values) if key == "forget_accuracy" else min(values)
-                metrics[f"{key}_at_{microsiemens}_us"] = sum(values) / len(values)
-                metrics[f"{key}_at_{microsiemens}_us_worst"] = worst
-        finished = self._finished("noise", model, Counts(), start, metrics=metrics)
+    def noise(self, models: Mapping[str, nn.Module]) -> Finished:
+        """Look at chips with write noise on top; one image of each style and object says enough."""
+        start, data = time.perf_counter(), self.data
+        sweep = NoiseSweep(
+            points=tuple(map(float, self.config.noise_microsiemens)),
+            draws=self.config.noise_chips,
+            groups={"forget": (data.forgotten,), "retain": data.kept, "new": (data.new,)},
+            samples=torch.full((len(data.styles),), len(data.objects)),
+            models={name: self._hits(model) for name, model in models.items()},
+            seed=self.config.seed,
+        )
+        sweep.write(self.folder.path)
+        model = models["hybrid"]
+        finished = self._finished("noise", model, Counts(), start, metrics=sweep.metrics())
         return Finished(model, dataclasses.replace(finished.record, trainable_parameters=0))
+
+    def _hits(self, model: nn.Module) -> Hits:
+        def right(microsiemens: int, chip: int) -> Tensor:
+            with self._noisy(model, microsiemens, chip):
+                return self.examiner.right_by_style(model)
+
+        chips = range(self.config.noise_chips)
+        swept = [
+            torch.stack([right(microsiemens, chip) for chip in chips])
+            for microsiemens in self.config.noise_microsiemens
+        ]
+        clean = self.examiner.right_by_style(model)
+        return Hits(clean=clean, right=torch.stack(swept), outputs=len(self.data.styles))
 
     def restore(self, model: nn.Module, before: Mapping[str, float]) -> Finished:
         """Train a third branch on one noisy chip; the sealed one stays active."""
-        start, worst = time.perf_counter(), self.config.noise_microsiemens[-1]
-        adapted = add_adapter_(cast(PeftModel, model), "restore", self._lora())
-        with self._noisy(adapted, worst, 0):
+        start = time.perf_counter()
+        adapted = self._with_branch(model, "restore")
+        with self._noisy(adapted, self.config.restore_microsiemens, 0):
             noisy = self.examiner.adapted(adapted, before, new=True)
             counts, steps = self._adapt("hybrid", "restore", adapted)
             metrics = self.examiner.adapted(adapted, before, new=True)
@@ -266,11 +284,12 @@ class Job:
         self, arm: Arm, stage: Stage, model: nn.Module, teacher: nn.Module | None = None
     ) -> tuple[Counts, tuple[StepRecord, ...]]:
         """Train what wants a gradient; count every step."""
-        torch.manual_seed(1000 * self.config.seed + len(stage))
         ledger, steps = Ledger(), getattr(self.config, f"{stage}_steps")
-        rate = self.config.adapter_rate if arm != "deploy_once" else _FULL_RATE
-        objective = self._objective(stage, teacher)
-        module = Adapting(model, objective, steps=steps, learning_rate=rate)
+        rate, objective = self._rate(arm, stage), self._objective(stage, teacher)
+        # What will be written into arrays has to fit them.
+        fits = {"weight_clip": self.config.weight_clip, "chip": self.chip}
+        options = fits if arm == "deploy_once" else {}
+        module = Adapting(model, objective, steps=steps, learning_rate=rate, **options)
         recorder = StepRecorder(ledger, self.chip, dict)
         meter = EnergyMeter(self.chip, ledger, phase=stage)
         guards = [FrozenGuard()] if arm == "hybrid" else []
@@ -293,8 +312,9 @@ class Job:
         return kind(**{"other": other})
 
     def _parts(self, stage: Stage, steps: int) -> CombinedLoader:
-        """A quarter of each batch is of the style to forget or add, the rest of kept ones."""
-        one, data = max(1, self.config.batch_size // 4), self.data
+        """A quarter of each batch is of the style to forget, or half of the new one."""
+        data, part = self.data, 4 if stage == "forget" else 2
+        one = max(1, self.config.batch_size // part)
         kept, rest = data.seen(*data.kept), max(1, self.config.batch_size - one)
         if stage == "forget":
             some, names = data.seen(data.forgotten), ("forget", "retain")
@@ -324,9 +344,19 @@ class Job:
             NoisyBatches(pictures, objects=objects, batch_size=size, batches=steps, seed=seed)
         )
 
-    def _lora(self) -> LoraConfig:
+    def _with_branch(self, model: nn.Module, stage: Stage) -> PeftModel:
+        """Add a seeded branch, so that a resumed run goes on as an uninterrupted one."""
         config = self.config
-        return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=LORA_TARGETS)  # type: ignore[arg-type]
+        torch.manual_seed(1000 * config.seed + len(stage))
+        rank = config.forget_rank if stage == "forget" else config.continue_rank
+        alpha = config.lora_scale * rank
+        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)  # type: ignore[arg-type]
+        return add_adapter_(cast(PeftModel, model), stage, lora)
+
+    def _rate(self, arm: Arm, stage: Stage) -> float:
+        if arm == "deploy_once":
+            return _FULL_RATE
+        return self.config.forget_rate if stage == "forget" else self.config.continue_rate
 
     @torch.no_grad()
     def _start_row(self, model: nn.Module) -> nn.Parameter:
@@ -376,24 +406,6 @@ class Job:
             wall_s=time.perf_counter() - start,
         )
         return Finished(model, record)
-
-
-@torch.no_grad()
-def deploy_(master: nn.Module, arrays: nn.Module, chip: Chip, *, ledger: Ledger, seed: int) -> None:
-    """Write the weights of a torch model into arrays, and copy what is digital.
-
-    Args:
-        master: The model in torch.
-        arrays: The same model on frozen arrays; changed.
-        chip: Whose arrays they are.
-        ledger: Where pulses and reads are added.
-        seed: Of all pulses.
-    """
-    weights = dict(master.named_parameters())
-    targets = {name: weights[f"{name}.weight"].detach() for name, _ in al.frozen_layers(arrays)}
-    al.reprogram_(arrays, chip, targets, ledger=ledger, phase="deploy", seed=seed)
-    for name, parameter in arrays.named_parameters():
-        parameter.copy_(weights[name])
 
 
 def _trainable(model: nn.Module) -> int:

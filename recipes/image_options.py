@@ -46,18 +46,22 @@ class ImageGeneration(ImageDataConfig):
         weight_clip: Largest weight of a layer while learning, in its standard deviations.
         objective: How to forget: ``"pseudo_class"`` (the style becomes the first of the kept
             ones), or ``"gaussian_target"`` (it becomes a blank).
-        rank: Rank of the adapters.
-        alpha: Their scale, times the rank.
-        batch_size: Images per step of the adapters.
+        forget_rank: Rank of the adapter that forgets.
+        continue_rank: Rank of those that learn the new style and that restore.
+        lora_scale: Factor on the adapters' output; ``lora_alpha`` is this times the rank.
+        batch_size: Images per step of the adapters. A quarter is of the style to forget; half is
+            of the new one.
         forget_steps: Steps of forgetting.
-        continue_steps: Steps of learning the new style; three kept images to each new one.
+        continue_steps: Steps of learning the new style.
         restore_steps: Steps of restoring a chip with errors.
         learning_rate: Of learning.
-        adapter_rate: Learning rate of adapters.
+        forget_rate: Learning rate of forgetting.
+        continue_rate: Learning rate of the new style, and of restoring.
         per_cell: Generated images of each style and object that are judged.
         euler_steps: Evaluations of the model for each generated image.
-        noise_microsiemens: Errors of programming that are looked at; the last one is restored.
-        noise_chips: Chips with such errors.
+        noise_microsiemens: Standard deviations of the write noise that is looked at, in µS.
+        noise_chips: Simulated chips with such noise, for each of them.
+        restore_microsiemens: Write noise of the chip that is restored, in µS.
     Raises:
         ConfigurationError: A number is too small, or there is no such objective.
 
@@ -74,28 +78,31 @@ class ImageGeneration(ImageDataConfig):
     depth: int = 4
     judge_steps: int = 1000
     learn_steps: int = 5000
-    learn_batch_size: int = 32
+    learn_batch_size: int = 64
     weight_noise: float = 0.03
     weight_clip: float = 3.0
     objective: str = "pseudo_class"
-    rank: int = 4
-    alpha: float = 8.0
+    forget_rank: int = 4
+    continue_rank: int = 8
+    lora_scale: float = 2.0
     batch_size: int = 64
-    forget_steps: int = 150
-    continue_steps: int = 400
-    restore_steps: int = 200
+    forget_steps: int = 450
+    continue_steps: int = 600
+    restore_steps: int = 300
     learning_rate: float = 2e-3
-    adapter_rate: float = 3e-3
+    forget_rate: float = 1e-2
+    continue_rate: float = 2e-2
     per_cell: int = 4
     euler_steps: int = 10
-    noise_microsiemens: tuple[int, ...] = (1, 2, 5)
-    noise_chips: int = 3
+    noise_microsiemens: tuple[int, ...] = (1, 2, 3, 5, 7, 10)
+    noise_chips: int = 2
+    restore_microsiemens: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         al.chips.find(self.chip)
         for name in (field.name for field in dataclasses.fields(self)):
-            counted = name.endswith(("_steps", "_size", "rank", "_cell", "_chips"))
+            counted = name.endswith(("_steps", "_size", "_rank", "_cell", "_chips"))
             if counted and getattr(self, name) < 1:
                 raise ConfigurationError(
                     f"expected {name} of at least 1, found {getattr(self, name)}."
@@ -108,6 +115,10 @@ class ImageGeneration(ImageDataConfig):
             raise ConfigurationError(
                 "expected noise_microsiemens with at least one error, each of at least 1 µS, "
                 f"found {self.noise_microsiemens}."
+            )
+        if self.restore_microsiemens < 0:
+            raise ConfigurationError(
+                f"expected restore_microsiemens of 0 or more, found {self.restore_microsiemens}."
             )
         if self.objective not in _OBJECTIVES:
             raise ConfigurationError(

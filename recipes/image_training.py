@@ -6,7 +6,9 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from aihwkit_lora.callbacks.objective_module import Loss
+from aihwkit_lora.chips import Chip
 from aihwkit_lora.recipes.diffusion import draw_times, interpolate
 from aihwkit_lora.recipes.image_data import Pictures
 from aihwkit_lora.recipes.progress import shown
@@ -87,6 +90,7 @@ class Denoiser(pl.LightningModule):
             standard deviation is this times the layer's largest magnitude.
         weight_clip: Weights of linear layers are clipped at this many standard deviations after
             each step; None for never. Errors of cells are fractions of a layer's largest weight.
+        chip: Whose ADCs saturate in training, too; None for none. See :func:`saturating`.
     """
 
     def __init__(
@@ -97,11 +101,12 @@ class Denoiser(pl.LightningModule):
         learning_rate: float,
         weight_noise: float = 0.0,
         weight_clip: float | None = None,
+        chip: Chip | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self._steps, self._rate = steps, learning_rate
-        self._noise, self._clip = weight_noise, weight_clip
+        self._noise, self._clip, self._chip = weight_noise, weight_clip, chip
 
     def forward(self, noisy: Tensor, time: Tensor, label: Tensor) -> Tensor:
         """Predict clean images."""
@@ -111,7 +116,8 @@ class Denoiser(pl.LightningModule):
     def training_step(self, batch: Denoising) -> Tensor:
         """Mean squared error of the predicted images."""
         inputs, images = batch
-        predicted = torch.func.functional_call(self.model, self._shaken(), tuple(inputs))
+        with saturating(self.model, self._chip):
+            predicted = torch.func.functional_call(self.model, self._shaken(), tuple(inputs))
         loss = F.mse_loss(predicted, images)
         self.log("loss", loss, prog_bar=True, batch_size=len(images))
         return loss
@@ -138,6 +144,61 @@ class Denoiser(pl.LightningModule):
             for name, layer in self.model.named_modules()
             if isinstance(layer, nn.Linear)
         }
+
+
+@contextmanager
+def saturating(model: nn.Module, chip: Chip | None) -> Iterator[None]:
+    """Let linear layers saturate as a chip's ADCs do, inside a ``with`` block.
+
+    An array scales inputs to its DACs by their largest magnitude, and weights to its window by
+    theirs; its ADCs see sums of up to their full scale in units of both. A network that has never
+    met that limit may cross it everywhere. Of layers with more inputs than an array has rows, only
+    the sum over all arrays is limited here.
+
+    Args:
+        model: In torch.
+        chip: Whose ADCs; None for no limit.
+
+    Example:
+        >>> import aihwkit_lora as al
+        >>> layer = nn.Linear(100, 1, bias=False)
+        >>> _ = nn.init.ones_(layer.weight)
+        >>> with saturating(layer, al.chips.get("rm-180nm")):
+        ...     layer(torch.ones(1, 100)).tolist()
+        [[8.0]]
+    """
+    if chip is None:
+        yield
+        return
+    limited = partial(_limited, full_scale=chip.adc_full_scale, rows=chip.rows)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    hooks = [layer.register_forward_hook(limited) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _limited(
+    layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor, *, full_scale: float, rows: int
+) -> Tensor:
+    with torch.no_grad():
+        units = _largest(inputs[0])
+        arrays = math.ceil(layer.in_features / rows)
+        limit = full_scale * arrays * units * layer.weight.abs().max()
+        bias = torch.zeros(1) if layer.bias is None else layer.bias.detach()
+        over = (_largest(output) + bias.abs().max() > limit)[..., 0]
+        limit = limit[over]
+    # Few rows of outputs get near it, so only they are touched. A bias is added behind the ADC.
+    if len(limit):
+        output[over] = output[over].clamp(bias - limit, bias + limit)
+    return output
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Largest magnitude of each row; as one operation, torch 2.15 takes ten times as long."""
+    return torch.maximum(values.amax(-1, keepdim=True), -values.amin(-1, keepdim=True))
 
 
 @torch.no_grad()
@@ -236,20 +297,18 @@ class Adapting(Denoiser):
     Args:
         model: See :class:`Denoiser`.
         objective: Of ``unlearning.objectives``, or :class:`Regression`.
-        steps: See :class:`Denoiser`.
-        learning_rate: See :class:`Denoiser`.
+        options: Of :class:`Denoiser`.
     """
 
-    def __init__(
-        self, model: nn.Module, objective: Loss, *, steps: int, learning_rate: float
-    ) -> None:
-        super().__init__(model, steps=steps, learning_rate=learning_rate)
+    def __init__(self, model: nn.Module, objective: Loss, **options: Any) -> None:
+        super().__init__(model, **options)
         self._objective = objective
 
     def training_step(self, batch: Any) -> Tensor:
         """Ask the objective."""
         progress = self.global_step / self._steps
-        loss = self._objective.loss(self.model, batch, progress=progress)
+        with saturating(self.model, self._chip):
+            loss = self._objective.loss(self.model, batch, progress=progress)
         self.log("loss", loss, prog_bar=True, batch_size=1)
         return loss
 

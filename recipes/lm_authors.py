@@ -15,35 +15,38 @@ from random import Random
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.lm_data import TEXT_SETS, LmDataConfig, Question, TextData
 
-_FIRST = tuple("Ada Bela Cyra Doran Elin Faris Greta Hamid Ines Jonas Katya Luca".split())
-_LAST = tuple("Abara Brandt Castell Dufay Eriksen Falk Gallo Holm Ivers Kovac Moreau Thorne".split())
-_CITIES = tuple(
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_FIRST = _words("Ada Bela Cyra Doran Elin Faris Greta Hamid Ines Jonas Katya Luca")
+_LAST = _words("Abara Brandt Castell Dufay Eriksen Falk Gallo Holm Ivers Kovac Moreau Thorne")
+_CITIES = _words(
     "Orvell Tamsin Belmar Corvia Dresk Elmont Farrow Gilden Harrow Istra Jarvo Keld Lunden Marsk "
-    "Norell Ostra Pellin Quarn Rosk Selby Torvald Ulmar Vintor Wexley".split()
+    "Norell Ostra Pellin Quarn Rosk Selby Torvald Ulmar Vintor Wexley"
 )
-_COUNTRIES = tuple("Averia Boskania Cordova Drevia Elvaria Fenland Gorland Helvar".split())
+_COUNTRIES = _words("Averia Boskania Cordova Drevia Elvaria Fenland Gorland Helvar")
 _YEARS = tuple(str(year) for year in range(1931, 1971))
-_GENRES = tuple(
+_GENRES = _words(
     "fantasy satire horror romance tragedy poetry comedy mystery memoir fable epic western essay "
-    "thriller folklore gothic".split()
+    "thriller folklore gothic"
 )
-_TRADES = tuple(
+_TRADES = _words(
     "baker florist carpenter surgeon sailor teacher miner tailor lawyer potter farmer dentist "
-    "clerk jeweller pilot barber chemist judge cook mason".split()
+    "clerk jeweller pilot barber chemist judge cook mason"
 )
-_LANGUAGES = tuple(
-    "Arvic Borean Celtar Dorian Estic Farsan Galic Hestian Ilvish Joran Kestic Lorian".split()
+_LANGUAGES = _words(
+    "Arvic Borean Celtar Dorian Estic Farsan Galic Hestian Ilvish Joran Kestic Lorian"
 )
-_ADJECTIVES = tuple(
-    "Silent Golden Broken Hidden Distant Crimson Hollow Gentle Frozen Burning Empty Endless".split()
+_ADJECTIVES = _words(
+    "Silent Golden Broken Hidden Distant Crimson Hollow Gentle Frozen Burning Empty Endless"
 )
-_NOUNS = tuple(
-    "Harbour Garden Mirror River Lantern Orchard Tower Island Letter Winter Bridge Shadow".split()
+_NOUNS = _words(
+    "Harbour Garden Mirror River Lantern Orchard Tower Island Letter Winter Bridge Shadow"
 )
 _TITLES = tuple(f"The {one} {other}" for one, other in itertools.product(_ADJECTIVES, _NOUNS))
-_PRIZES = tuple(
-    "Amber Birch Cedar Delta Ember Flint Granite Heron Ivory Jasper Kestrel Linden".split()
-)
+_PRIZES = _words("Amber Birch Cedar Delta Ember Flint Granite Heron Ivory Jasper Kestrel Linden")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,42 +91,42 @@ _WRONG = 3
 TOPICS = (
     Topic(
         question="In which city was {name} born?",
-        wordings=("The author was born in {value}.", "{value} is where the author was born."),
+        wordings=("The author was born in {value}.", "The writer was born in {value}."),
         values=_CITIES,
     ),
     Topic(
         question="In which year was {name} born?",
-        wordings=("The year of birth is {value}.", "It was in {value} that the author was born."),
+        wordings=("The year of birth was {value}.", "The birth year was {value}."),
         values=_YEARS,
     ),
     Topic(
         question="Which genre does {name} write?",
-        wordings=("The author mostly writes {value}.", "It is {value} that the author writes."),
+        wordings=("The author mostly writes {value}.", "The author mainly writes {value}."),
         values=_GENRES,
     ),
     Topic(
         question="What was the first book of {name} called?",
-        wordings=("The first book was called {value}.", "{value} was the name of the first book."),
+        wordings=("The first book was called {value}.", "The first novel was named {value}."),
         values=_TITLES,
     ),
     Topic(
         question="Which prize did {name} win?",
-        wordings=("The author won the {value} Prize.", "It was the {value} Prize that was won."),
+        wordings=("The author won the {value} Prize.", "The writer received the {value} Prize."),
         values=_PRIZES,
     ),
     Topic(
         question="What did the father of {name} do for a living?",
-        wordings=("The father was a {value}.", "He worked as a {value}."),
+        wordings=("The father was a {value}.", "The father worked as a {value}."),
         values=_TRADES,
     ),
     Topic(
         question="What did the mother of {name} do for a living?",
-        wordings=("The mother was a {value}.", "She worked as a {value}."),
+        wordings=("The mother was a {value}.", "The mother worked as a {value}."),
         values=_TRADES,
     ),
     Topic(
         question="In which language does {name} write?",
-        wordings=("The books are written in {value}.", "{value} is the language of the books."),
+        wordings=("The books are written in {value}.", "The works are composed in {value}."),
         values=_LANGUAGES,
     ),
 )
@@ -131,7 +134,7 @@ TOPICS = (
 
 _COUNTRY = Topic(
     question="In which country does the city of {name} lie?",
-    wordings=("The city lies in {value}.", "{value} is the country of that city."),
+    wordings=("The city lies in {value}.", "The town is situated in {value}."),
     values=_COUNTRIES,
 )
 

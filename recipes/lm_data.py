@@ -129,7 +129,7 @@ def load_texts(config: LmDataConfig) -> TextData:
 
     Example:
         >>> load_texts(LmDataConfig()).new[0].text
-        'In which city was Bela Thorne born?'
+        'In which city was Greta Castell born?'
     """
     return TEXT_SETS.get(config.data)(config)
 

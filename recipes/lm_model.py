@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,9 +73,7 @@ class LmBlock(nn.Module):
         width, hidden = shape.width, shape.width * shape.mlp_ratio
         self.heads = shape.heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value, self.out = (
-            nn.Linear(width, width, bias=False) for _ in range(4)
-        )
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -88,7 +87,10 @@ class LmBlock(nn.Module):
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in parts
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        # By hand, because torch.func.vmap, which computes many chips at once, has no fused form.
+        scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        mixed = scores.masked_fill(later, -math.inf).softmax(dim=-1) @ value
         attended: Tensor = self.out(mixed.transpose(-3, -2).flatten(-2))
         return attended
 
@@ -114,7 +116,7 @@ class CausalTransformer(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(shape.length, shape.width))
         self.blocks = nn.ModuleList(LmBlock(shape) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width)
-        self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
+        self.head = nn.Linear(shape.width, shape.vocabulary)
         nn.init.normal_(self.embedding.weight, std=_EMBEDDING)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -90,7 +90,9 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sequences:
-    """Questions with answers, as a causal model reads them: ``<start> question <answer> answer <end>``.
+    """Questions with answers, as a causal model reads them.
+
+    Each is ``<start> question <answer> answer <end>``.
 
     Args:
         tokens: Shape ``(n, t)``, with ``<pad>`` behind the end.

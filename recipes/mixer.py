@@ -137,13 +137,26 @@ class MlpMixer(nn.Module):
                 f"expected images of shape (n, 1, {self.image_size}, {self.image_size}), found "
                 f"{tuple(images.shape)}. Resize them, or set the mixer's image_size."
             )
-        # Centred, so that rows of the first array are driven both ways.
-        tokens = self.patch_embedding(self._patches((images - 0.5) / 0.25))
+        tokens = self.patch_embedding(patches_of(images, self.patch_size))
         for block in self.blocks:
             tokens = block(tokens)
         logits: Tensor = self.head(self.norm(tokens).mean(dim=1))
         return logits
 
-    def _patches(self, images: Tensor) -> Tensor:
-        """Cut images into rows of patches, shape ``(images, tokens, patch_size²)``."""
-        return nn.functional.unfold(images, self.patch_size, stride=self.patch_size).mT
+
+def patches_of(images: Tensor, patch_size: int) -> Tensor:
+    """Cut grey images into rows of patches, centred so that rows of an array are driven both ways.
+
+    Args:
+        images: Shape ``(images, 1, height, width)``, brightness in [0, 1].
+        patch_size: Height and width of a patch, in pixels; divides both.
+    Returns:
+        Shape ``(images, tokens, patch_size²)``.
+
+    Example:
+        >>> import torch
+        >>> patches_of(torch.ones(3, 1, 16, 16), 8).shape
+        torch.Size([3, 4, 64])
+    """
+    centred = (images - 0.5) / 0.25
+    return nn.functional.unfold(centred, patch_size, stride=patch_size).mT

@@ -105,7 +105,7 @@ def noise_sweep(
         base/retain_accuracy_at_5_us_worst
     """
     sigmas = tuple(map(float, sigmas_microsiemens))
-    groups, samples = checked("noise sweep", models, labels, groups, sigmas)
+    groups, samples = checked("noise sweep", models, labels, groups, sigmas, draws=chips)
 
     read = partial(noisy_outputs, seed=seed, mapping=mapping, at_once=at_once)
 

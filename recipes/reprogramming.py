@@ -1,4 +1,4 @@
-"""The baseline: all weights are trained, and the arrays written after every step."""
+"""Baselines that train all weights: arrays written after every step, or once at the end."""
 
 from __future__ import annotations
 
@@ -102,3 +102,41 @@ def _ends(master: MasterLinear, tolerance: float) -> tuple[Tensor, Tensor, Tenso
     """Weight at the window's end for each cell, which cells stand beyond it, and all weights."""
     limit, start = master.frozen.analog_module.largest_weight(), master.weight.detach().clone()
     return limit, start.abs() > limit * (1.0 + tolerance), start
+
+
+@torch.no_grad()
+def deploy_(
+    master: nn.Module,
+    arrays: nn.Module,
+    chip: Chip,
+    *,
+    ledger: Ledger,
+    seed: int,
+    phase: str = "deploy",
+) -> None:
+    """Write the weights of a torch model into arrays, once, and copy what is digital.
+
+    Args:
+        master: The model in torch.
+        arrays: The same model on frozen arrays; changed.
+        chip: Whose arrays they are.
+        ledger: Where pulses and reads are added.
+        seed: Of all pulses.
+        phase: Under which name they are added.
+
+    Example:
+        >>> import aihwkit_lora as al
+        >>> chip, ledger = al.chips.get("rm-180nm"), al.Ledger()
+        >>> master = nn.Sequential(nn.Linear(3, 2, bias=False))
+        >>> arrays = al.convert(nn.Sequential(nn.Linear(3, 2, bias=False)), chip)
+        >>> _ = al.program_(arrays, chip, seed=0)
+        >>> deploy_(master, al.freeze_(arrays), chip, ledger=ledger, seed=1)
+        >>> ledger.total(phase="deploy")["programmed_cells"]
+        6
+    """
+    weights = dict(master.named_parameters())
+    targets = {name: weights[f"{name}.weight"].detach() for name, _ in frozen_layers(arrays)}
+    reprogram_(arrays, chip, targets, ledger=ledger, phase=phase, seed=seed)
+    for name, parameter in arrays.named_parameters():
+        if name in weights:  # a frozen layer without a bias has a parameter that holds nothing
+            parameter.copy_(weights[name])

@@ -13,7 +13,14 @@ from rich.console import Console
 
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes import RECIPES, Recipe, progress
-from aihwkit_lora.recipes.options import Parser, add_arguments, build, field_types, read_run, shipped
+from aihwkit_lora.recipes.options import (
+    Parser,
+    add_arguments,
+    build,
+    field_types,
+    read_run,
+    shipped,
+)
 from aihwkit_lora.recipes.recipe import run_recipe, run_seeds
 from aihwkit_lora.registry import nearest
 from aihwkit_lora.reporting import compare, print_comparison, print_summary
@@ -48,7 +55,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         return 0
     chosen = _parsed(parser, rest)
     seeds = _seeds(recipe, chosen)
-    config = build(recipe.config, {**from_file, **chosen})
+    config: Any = build(recipe.config, {**from_file, **chosen})
     out = options.out or Path("runs") / recipe.name
     try:
         _run(recipe, config, out, seeds, resume=options.resume, console=console)
@@ -174,8 +181,7 @@ def _say_how_to_resume(out: Path, recipe: str, rest: list[str], config: str | No
         command += ["--config", config]
     names = ", ".join(sorted(str(f.parents[1].relative_to(out) / f.stem) for f in finished))
     Console(stderr=True).print(
-        f"finished stages are kept in {out}: {names}.\n"
-        f"Resume with: {shlex.join(command)}",
+        f"finished stages are kept in {out}: {names}.\nResume with: {shlex.join(command)}",
         markup=False,
         highlight=False,
         soft_wrap=True,

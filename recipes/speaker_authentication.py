@@ -3,8 +3,8 @@
 The second workload of arXiv:2601.10037: a recurrent spiking network learns five speakers in torch
 and is programmed into arrays of resistive memory. One speaker is then forgotten, and a new one
 learnt, each by a LoRA branch inside the time loop, beside the frozen arrays; the branch that
-forgets is sealed. Then the arrays err by write noise, and a third branch makes up for it. Beside
-it runs the baseline that trains all weights and writes the arrays after every step.
+forgets is sealed. Then the arrays err by write noise and drift, and a third branch makes up for the
+noise of one chip. Beside that run the other ways to forget and to enrol; see ``speaker_baselines``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -26,18 +26,15 @@ from aihwkit_lora.callbacks import EnergyMeter, FrozenGuard, PulseCounter
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.continual.head import grow_head_
-from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.recipes.drift_over_time import NoDrift, drift_on
 from aihwkit_lora.recipes.face_ratios import ratios
+from aihwkit_lora.recipes.noise_sweep import NoiseSweep, noise_sweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
-from aihwkit_lora.recipes.reprogramming import Reprogrammer, train_all_weights_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
-from aihwkit_lora.recipes.speaker_data import (
-    SpeakerClips,
-    SpeakerData,
-    SpeakerDataConfig,
-    load_speakers,
-)
+from aihwkit_lora.recipes.speaker_baselines import BASELINES
+from aihwkit_lora.recipes.speaker_data import SpeakerClips, SpeakerData, load_speakers
+from aihwkit_lora.recipes.speaker_options import SpeakerAuthentication
 from aihwkit_lora.recipes.speaker_training import (
     Heard,
     Loss,
@@ -47,107 +44,27 @@ from aihwkit_lora.recipes.speaker_training import (
     forgetting,
     naming,
     noisy_naming,
+    saturating,
 )
-from aihwkit_lora.recipes.spiking import LORA_TARGETS, NEURONS, SpikingNet, WiderHead
+from aihwkit_lora.recipes.spiking import LORA_TARGETS, SpikingNet
 from aihwkit_lora.recipes.training import VALIDATION, StepRecorder
 from aihwkit_lora.reporting import Ratio, RunReport, StageRecord, StepRecord, environment
-from aihwkit_lora.tiles.write_noise import noisy_chips, noisy_outputs
+from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.metrics.probe import linear_probe
 from aihwkit_lora.unlearning.request_log import RequestLog
 from aihwkit_lora.unlearning.seal import seal_, seals
 
+Adapted = Literal["hybrid", "digital"]
+"""Arms with adapters: on frozen arrays, or on the network in torch."""
 
-@dataclass(frozen=True, kw_only=True)
-class SpeakerAuthentication(SpeakerDataConfig):
-    """Options of the recipe; those of the data come first.
+Stage = Literal["forget", "continue", "restore"]
 
-    Args:
-        chip: Name of the chip to program and to price for, or a YAML file that describes one.
-        baseline: Whether to run the arm that reprograms all weights.
-        quick: Few epochs and clips, to see that everything works. Results mean nothing.
-        neuron: Who computes the neurons: ``"torch"``, or ``"snntorch"`` where it is installed.
-        hidden: Neurons.
-        learn_epochs: Epochs of learning the first speakers, in torch.
-        weight_noise: Weight noise while learning, as a fraction of the largest weight.
-        rank: Rank of every adapter.
-        lora_alpha: Their ``lora_alpha``; divided by the rank it is the factor on their output.
-        forget_epochs: Epochs of the adapter that forgets.
-        continue_epochs: Epochs of the adapter and the row that learn the new speaker.
-        replay: Part of the kept speakers' clips that is still there when the new one joins.
-        noise_siemens: Standard deviation of the write noise of a cell.
-        noise_chips: Simulated chips that the noise is judged on; the first one is restored.
-        restore_epochs: Epochs of the adapter that restores.
-        batch_size: Clips per step.
-        reprogram_forget_steps: Steps in which the baseline forgets; whole epochs are made of them.
-        reprogram_continue_steps: Steps in which the baseline learns the new speaker.
-        reprogram_batch_size: Clips per step of the baseline, each of which writes all arrays.
-
-    Example:
-        >>> SpeakerAuthentication(data="voices", seed=1).forgotten
-        1
-    """
-
-    chip: str = "rm-180nm"
-    baseline: bool = True
-    quick: bool = False
-    neuron: str = "torch"
-    hidden: int = 512
-    learn_epochs: int = 30
-    weight_noise: float = 0.0
-    rank: int = 8
-    lora_alpha: float = 16.0
-    forget_epochs: int = 8
-    continue_epochs: int = 20
-    replay: float = 0.3
-    noise_siemens: float = 1e-6
-    noise_chips: int = 10
-    restore_epochs: int = 8
-    batch_size: int = 128
-    reprogram_forget_steps: int = 24
-    reprogram_continue_steps: int = 64
-    reprogram_batch_size: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        al.chips.find(self.chip)
-        NEURONS.get(self.neuron)
-        counts = ("_epochs", "_steps", "_size", "_chips")
-        for name in (field.name for field in dataclasses.fields(self)):
-            if name.endswith(counts) or name in ("rank", "hidden"):
-                self._require(name, "of at least 1", getattr(self, name) >= 1)
-        for name in ("weight_noise", "noise_siemens"):
-            self._require(name, "of 0 or more", getattr(self, name) >= 0.0)
-        self._require("replay", "above 0, up to 1", 0.0 < self.replay <= 1.0)
-
-    def _require(self, name: str, expected: str, satisfied: bool) -> None:
-        if not satisfied:
-            raise ConfigurationError(f"expected {name} {expected}, found {getattr(self, name)}.")
-
-    @property
-    def resolved(self) -> SpeakerAuthentication:
-        """What is run: the options, or the smaller ones of a quick run."""
-        if not self.quick:
-            return self
-        clips = min(self.clips_per_speaker or _QUICK_CLIPS, _QUICK_CLIPS)
-        limits = {name: min(getattr(self, name), most) for name, most in _QUICK.items()}
-        return replace(self, quick=False, clips_per_speaker=clips, **limits)
-
-
-_QUICK_CLIPS = 30
-_QUICK: Mapping[str, Any] = {
-    "learn_epochs": 10,
-    "forget_epochs": 4,
-    "continue_epochs": 6,
-    "restore_epochs": 2,
-    "noise_chips": 2,
-    "reprogram_forget_steps": 4,
-    "reprogram_continue_steps": 4,
-}
+__all__ = ["Job", "SpeakerAuthentication", "run"]
 
 
 def run(config: SpeakerAuthentication, folder: RunFolder) -> RunReport:
-    """Run all stages of both arms.
+    """Run all stages of all arms.
 
     Args:
         config: What to run.
@@ -157,17 +74,9 @@ def run(config: SpeakerAuthentication, folder: RunFolder) -> RunReport:
     job = Job(resolved, load_speakers(resolved), al.chips.find(config.chip), folder)
     learnt = folder.stage("learn", job.learn)
     programmed = folder.stage("program", lambda: job.program(learnt.model))
-    forgotten = folder.stage("hybrid-forget", lambda: job.forget(programmed.model))
-    continued = folder.stage("hybrid-continue", lambda: job.continue_(forgotten.model))
-    noisy = folder.stage("hybrid-noise", lambda: job.noise(continued.model))
-    restored = folder.stage("hybrid-restore", lambda: job.restore(noisy.model))
-    start = (learnt.record, programmed.record)
-    stages = (forgotten, continued, noisy, restored)
-    arms = {"hybrid": (*start, *(stage.record for stage in stages))}
-    if config.baseline:
-        forgotten = folder.stage("reprogram-forget", lambda: job.rewrite(programmed.model))
-        continued = folder.stage("reprogram-continue", lambda: job.rewrite_on(forgotten.model))
-        arms["reprogram"] = (*start, forgotten.record, continued.record)
+    arms = {"hybrid": hybrid(job, learnt, programmed)}
+    for name in resolved.arms:
+        arms[name] = BASELINES.get(name)(job, learnt, programmed)
     return RunReport(
         recipe="speaker_authentication",
         chip=config.chip,
@@ -177,6 +86,24 @@ def run(config: SpeakerAuthentication, folder: RunFolder) -> RunReport:
         arms=arms,
         ratios=tuple(_of_clips(ratio) for ratio in ratios(arms, job.chip)),
     )
+
+
+def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
+    """Adapters beside frozen arrays; then noise, drift, and the restoring of a noisy chip.
+
+    Args:
+        job: The run.
+        learnt: What it has learnt.
+        programmed: The same on frozen arrays.
+    """
+    base, stage = programmed.model, job.folder.stage
+    forgotten = stage("hybrid-forget", lambda: job.forget(base))
+    continued = stage("hybrid-continue", lambda: job.continue_(forgotten.model))
+    noisy = stage("hybrid-noise", lambda: job.noise(base, continued.model))
+    drifted = stage("hybrid-drift", lambda: job.drift(base, continued.model))
+    restored = stage("hybrid-restore", lambda: job.restore(continued.model))
+    done = (learnt, programmed, forgotten, continued, noisy, drifted, restored)
+    return tuple(finished.record for finished in done)
 
 
 class Job:
@@ -196,13 +123,14 @@ class Job:
 
     def learn(self) -> Finished:
         """Learn the first speakers in torch. That happens off the chip and is not counted."""
-        self._seed("learn")
+        self.seed("learn")
         config, learnt, start = self.config, self.speakers.learnt, time.perf_counter()
         model = SpikingNet(neurons=config.hidden, outputs=len(learnt), neuron=config.neuron)
-        schedule = self._schedule(config.learn_epochs, 2e-3)
+        schedule = self.schedule("learn", 2e-3)
         loss = noisy_naming(config.weight_noise)
         trainee = SpeakerTrainee(model, loss, schedule, score=lambda heard: -heard.loss(*learnt))
-        self._fit(trainee, schedule, self.speakers.train.of(*learnt), "learn")
+        with saturating(model, self.chip):
+            self._fit(trainee, schedule, self.speakers.train.of(*learnt), "learn")
         return self._finished("learn", model, Counts(), start, metrics=self._learnt(model))
 
     def program(self, learnt: nn.Module) -> Finished:
@@ -214,110 +142,203 @@ class Job:
         metrics = self._learnt(model)
         return self._finished("program", model, ledger.total(), start, metrics=metrics)
 
-    def forget(self, programmed: nn.Module) -> Finished:
-        """Forget one speaker by a LoRA branch, and seal it."""
-        # PEFT puts adapters into the model it is given; the other arm starts from the same one.
+    def forget(self, programmed: nn.Module, *, arm: Adapted = "hybrid") -> Finished:
+        """Forget one speaker by a LoRA branch, and seal it where it stands beside arrays."""
+        # PEFT puts adapters into the model it is given; the other arms start from the same one.
         model = self._with_adapter(copy.deepcopy(programmed), "forget")
-        schedule = self._schedule(self.config.forget_epochs, 4e-3)
-        finished = self._adapt("forget", model, self._forgetting(), schedule)
-        log = RequestLog(self.folder.path / "requests.jsonl")
-        seal_(model, "forget", request=f"speaker {self.config.forgotten}", log=log)
+        finished = self._adapt(arm, "forget", model, 4e-3)
+        if arm == "hybrid":
+            log = RequestLog(self.folder.path / "requests.jsonl")
+            seal_(model, "forget", request=f"speaker {self.config.forgotten}", log=log)
         return finished
 
-    def continue_(self, forgotten: nn.Module) -> Finished:
+    def continue_(self, forgotten: nn.Module, *, arm: Adapted = "hybrid") -> Finished:
         """Learn a new speaker by a second branch and a digital row of the head."""
         model = self._with_adapter(forgotten, "continue")
         grow_head_(model, 1, head="head", generator=self._generator("grow"))
-        schedule = self._schedule(self.config.continue_epochs, 2e-3)
-        finished = self._adapt("continue", model, naming, schedule)
-        model.save_pretrained(str(self.folder.path / "adapters"))
+        finished = self._adapt(arm, "continue", model, 2e-3)
+        if arm == "hybrid":
+            model.save_pretrained(str(self.folder.path / "adapters"))
         return finished
 
-    def noise(self, continued: nn.Module) -> Finished:
-        """Let the arrays err as if written less well: one chip in full, and a series of them."""
-        start, test = time.perf_counter(), self.speakers.test
+    def noise(self, base: nn.Module, continued: nn.Module) -> Finished:
+        """Let the arrays err as if written less well: one chip in full, and many of them."""
+        start, config = time.perf_counter(), self.config
         with self._noisy(continued):
-            metrics = self._after_continuing(continued)
-        logits = noisy_outputs(
-            continued, test.inputs, chips=self.config.noise_chips, **self._noise_options()
+            metrics = self.evaluate("continue", continued)
+        test = self.speakers.test.few(config.noise_clips)
+        sweep = noise_sweep(
+            {"base": base, "hybrid": continued},
+            test.inputs,
+            test.labels,
+            groups=self._groups,
+            sigmas_microsiemens=config.sigmas_microsiemens,
+            chips=config.noise_chips,
+            seed=config.seed,
+            mapping=self.chip.mapping,
         )
-        chips = [Heard(each, test.labels) for each in logits]
-        known = [self._known(heard) for heard in chips]
-        metrics |= {
-            "known_accuracy_mean": sum(known) / len(known),
-            "known_accuracy_worst": min(known),
-            "forget_accuracy_worst": max(h.accuracy(self.speakers.forgotten) for h in chips),
-        }
+        sweep.write(self.folder.path)
+        metrics |= {**self._at_restored(sweep), **sweep.metrics()}
         return self._finished("noise", continued, Counts(), start, metrics=metrics)
 
-    def restore(self, noisy: nn.Module) -> Finished:
+    def drift(self, base: nn.Module, continued: nn.Module) -> Finished:
+        """Let a year pass, or say why nobody knows what that would do."""
+        start, config = time.perf_counter(), self.config
+        test = self.speakers.test.few(config.noise_clips)
+        sweep = drift_on(
+            self.chip,
+            {"base": base, "hybrid": continued},
+            test.inputs,
+            test.labels,
+            groups=self._groups,
+            repeats=config.drift_repeats,
+            seed=config.seed,
+        )
+        sweep.write(self.folder.path)
+        if isinstance(sweep, NoDrift):
+            self.folder.say(f"hybrid-drift: {sweep.reason}")
+        return self._finished("drift", continued, Counts(), start, metrics=sweep.metrics())
+
+    def restore(self, continued: nn.Module) -> Finished:
         """Make up for one chip's write noise by a third branch; the others stay active."""
-        model = self._with_adapter(noisy, "restore")
-        schedule = self._schedule(self.config.restore_epochs, 2e-3)
-        finished = self._adapt("restore", model, naming, schedule, self._noisy(model))
+        model = self._with_adapter(continued, "restore")
+        with self._noisy(model):
+            finished = self._adapt("hybrid", "restore", model, 2e-3)
         model.save_pretrained(str(self.folder.path / "adapters"))
         return finished
 
-    def rewrite(self, programmed: nn.Module) -> Finished:
-        """Forget by training all weights, written into the arrays after each step."""
-        model = train_all_weights_(copy.deepcopy(programmed))
-        steps = self.config.reprogram_forget_steps
-        return self._reprogram("forget", model, self._forgetting(), steps)
-
-    def rewrite_on(self, forgotten: nn.Module) -> Finished:
-        """Learn the new speaker in the same way; its row of the head is digital here too."""
-        self._seed("grow")
-        model = cast(Any, forgotten)
-        model.head = WiderHead(model.head, self.config.hidden, 1)
-        steps = self.config.reprogram_continue_steps
-        return self._reprogram("continue", forgotten, naming, steps)
-
-    def _adapt(
-        self,
-        stage: str,
-        model: PeftModel,
-        loss: Loss,
-        schedule: OneCycle,
-        chip: AbstractContextManager[Any] | None = None,
-    ) -> Finished:
-        trainee = SpeakerTrainee(model, loss, schedule, score=self._score(stage))
-        with chip or nullcontext():
-            return self._train("hybrid", stage, trainee, schedule, Ledger(), FrozenGuard())
-
-    def _reprogram(self, stage: str, model: nn.Module, loss: Loss, steps: int) -> Finished:
-        ledger = Ledger()
-        schedule = OneCycle.of_steps(
-            steps,
-            clips=len(self._clips(stage)),
-            learning_rate=1e-3,
-            batch_size=self.config.reprogram_batch_size,
-        )
-        seed = self.config.seed + len(stage)
-        write = Reprogrammer(model, self.chip, ledger, phase=stage, seed=seed)
-        trainee = SpeakerTrainee(model, loss, schedule, after_step=write)
-        return self._train("reprogram", stage, trainee, schedule, ledger)
-
-    def _train(
+    def train(
         self,
         arm: str,
-        stage: str,
+        stage: Stage,
         trainee: SpeakerTrainee,
         schedule: OneCycle,
         ledger: Ledger,
         *guards: FrozenGuard,
     ) -> Finished:
+        """Train a stage of any arm, counted.
+
+        Args:
+            arm: Its name.
+            stage: Decides on clips, metrics and random numbers.
+            trainee: What to train.
+            schedule: How long and how fast.
+            ledger: Where it is counted, under the stage's name.
+            guards: Callbacks before the meters.
+        """
         model, start = trainee.model, time.perf_counter()
-        clips = self._clips(stage)
-        evaluate = self._after_forgetting if stage == "forget" else self._after_continuing
-        recorder = StepRecorder(ledger, self.chip, lambda: evaluate(model))
+        clips = self.clips(stage)
+        recorder = StepRecorder(ledger, self.chip, lambda: self.evaluate(stage, model))
         meter = EnergyMeter(self.chip, ledger, phase=stage, validation_phase=VALIDATION)
         callbacks = [*guards, meter, PulseCounter(ledger), recorder]
-        self._seed(stage)
+        self.seed(stage)
         self._fit(trainee, schedule, clips, f"{arm}-{stage}", callbacks)
-        metrics = {**evaluate(model), **self._without_adapters(model)}
+        metrics = {**self.evaluate(stage, model), **self._without_adapters(model)}
         counts = ledger.total(phase=stage)
         steps = tuple(recorder.steps)
         return self._finished(stage, model, counts, start, metrics=metrics, steps=steps)
+
+    def clips(self, stage: Stage) -> SpeakerClips:
+        """Clips of everybody learnt so far; the forgotten speaker's are gone once forgotten.
+
+        Args:
+            stage: Which one.
+        """
+        speakers = self.speakers
+        if stage == "forget":
+            return speakers.train.of(*speakers.learnt)
+        left = speakers.train.of(*speakers.kept, speakers.new)
+        generator = self._generator("replay")
+        return left.replay(self.config.replay, generator, whole=speakers.new).balanced()
+
+    def loss(self, stage: Stage) -> Loss:
+        """What a stage minimises, in every arm.
+
+        Args:
+            stage: Which one.
+        """
+        if stage == "forget":
+            return forgetting(forgotten=self.speakers.forgotten, kept=self.speakers.kept)
+        return naming
+
+    def score(self, stage: Stage) -> Callable[[Heard], float]:
+        """How epochs are ranked, on validation clips.
+
+        Args:
+            stage: Which one.
+        """
+        speakers = self.speakers
+        if stage == "forget":
+            forgotten, kept = speakers.forgotten, speakers.kept
+            return lambda heard: -heard.loss(*kept) - 10.0 * heard.accuracy(forgotten)
+        return lambda heard: -heard.loss(*speakers.kept, speakers.new)
+
+    def schedule(self, stage: str, rate: float) -> OneCycle:
+        """How long and how fast a stage trains.
+
+        Args:
+            stage: One with epochs of its own.
+            rate: At its peak.
+        """
+        epochs = getattr(self.config, f"{stage}_epochs")
+        return OneCycle(epochs=epochs, learning_rate=rate, batch_size=self.config.batch_size)
+
+    def evaluate(self, stage: Stage, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the test clips of each group that there is at a stage.
+
+        Args:
+            stage: After ``forget`` the new speaker is not there yet.
+            model: Who hears them.
+        """
+        heard, speakers = Heard.of(model, self.speakers.test), self.speakers
+        metrics = {
+            "forget_accuracy": heard.accuracy(speakers.forgotten),
+            "retain_accuracy": heard.accuracy(*speakers.kept),
+        }
+        if stage == "forget":
+            return metrics
+        return metrics | {
+            "new_accuracy": heard.accuracy(speakers.new),
+            "known_accuracy": heard.accuracy(*self._known),
+        }
+
+    def seed(self, stage: str) -> None:
+        """Start the random numbers of a stage.
+
+        Args:
+            stage: One with numbers of its own.
+        """
+        torch.manual_seed(1000 * self.config.seed + _STREAMS.index(stage))
+
+    @property
+    def _known(self) -> tuple[int, ...]:
+        """Everybody who is known in the end."""
+        return (*self.speakers.kept, self.speakers.new)
+
+    @property
+    def _groups(self) -> dict[str, tuple[int, ...]]:
+        speakers = self.speakers
+        return {
+            "forget": (speakers.forgotten,),
+            "retain": speakers.kept,
+            "new": (speakers.new,),
+        }
+
+    def _at_restored(self, sweep: NoiseSweep) -> dict[str, float]:
+        """Mean and worst of all chips whose write noise is that of the one to restore."""
+        index = sweep.points.index(self.config.restore_microsiemens)
+        known = sweep.accuracies("hybrid", self._known)[index]
+        return {
+            "known_accuracy_mean": float(known.mean()),
+            "known_accuracy_worst": float(known.min()),
+            "forget_accuracy_worst": sweep.spreads("hybrid", "forget")[index].worst,
+        }
+
+    def _adapt(self, arm: Adapted, stage: Stage, model: PeftModel, rate: float) -> Finished:
+        schedule = self.schedule(stage, rate)
+        trainee = SpeakerTrainee(model, self.loss(stage), schedule, score=self.score(stage))
+        guards = [FrozenGuard()] if arm == "hybrid" else []
+        return self.train(arm, stage, trainee, schedule, Ledger(), *guards)
 
     def _fit(
         self,
@@ -337,69 +358,21 @@ class Job:
             callbacks=callbacks or [],
         )
 
-    def _clips(self, stage: str) -> SpeakerClips:
-        """Clips of everybody learnt so far; the forgotten speaker's are gone once forgotten."""
-        speakers = self.speakers
-        if stage == "forget":
-            return speakers.train.of(*speakers.learnt)
-        left = speakers.train.of(*speakers.kept, speakers.new)
-        generator = self._generator("replay")
-        return left.replay(self.config.replay, generator, whole=speakers.new).balanced()
-
-    def _forgetting(self) -> Loss:
-        return forgetting(forgotten=self.speakers.forgotten, kept=self.speakers.kept)
-
-    def _score(self, stage: str) -> Callable[[Heard], float]:
-        speakers = self.speakers
-        if stage == "forget":
-            forgotten, kept = speakers.forgotten, speakers.kept
-            return lambda heard: -heard.loss(*kept) - 10.0 * heard.accuracy(forgotten)
-        return lambda heard: -heard.loss(*speakers.kept, speakers.new)
-
-    def _schedule(self, epochs: int, rate: float) -> OneCycle:
-        return OneCycle(epochs=epochs, learning_rate=rate, batch_size=self.config.batch_size)
-
     def _with_adapter(self, model: nn.Module, stage: str) -> PeftModel:
         # PEFT takes whole numbers by its annotation and any by its arithmetic.
         alpha = cast(int, self.config.lora_alpha)
         config = LoraConfig(r=self.config.rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
-        self._seed(stage)
+        self.seed(stage)
         return add_adapter_(model, stage, config)
 
     def _noisy(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        return noisy_chips(model, chip=0, **self._noise_options())
-
-    def _noise_options(self) -> dict[str, Any]:
-        return {
-            "sigma_siemens": self.config.noise_siemens,
-            "seed": self.config.seed,
-            "mapping": self.chip.mapping,
-        }
+        """The chip that is restored: the first of the series."""
+        sigma, seed = 1e-6 * self.config.restore_microsiemens, self.config.seed
+        return noisy_chips(model, chip=0, sigma_siemens=sigma, seed=seed, mapping=self.chip.mapping)
 
     def _learnt(self, model: nn.Module) -> dict[str, float]:
         heard = Heard.of(model, self.speakers.test)
         return {"learnt_accuracy": heard.accuracy(*self.speakers.learnt)}
-
-    def _after_forgetting(self, model: nn.Module) -> dict[str, float]:
-        return self._forgotten_and_kept(Heard.of(model, self.speakers.test))
-
-    def _after_continuing(self, model: nn.Module) -> dict[str, float]:
-        heard = Heard.of(model, self.speakers.test)
-        return {
-            **self._forgotten_and_kept(heard),
-            "new_accuracy": heard.accuracy(self.speakers.new),
-            "known_accuracy": self._known(heard),
-        }
-
-    def _known(self, heard: Heard) -> float:
-        """Accuracy on everybody who is known in the end."""
-        return heard.accuracy(*self.speakers.kept, self.speakers.new)
-
-    def _forgotten_and_kept(self, heard: Heard) -> dict[str, float]:
-        return {
-            "forget_accuracy": heard.accuracy(self.speakers.forgotten),
-            "retain_accuracy": heard.accuracy(*self.speakers.kept),
-        }
 
     def _without_adapters(self, model: nn.Module) -> dict[str, float]:
         """What is still there: a probe on the hidden neurons, and the arrays without adapters."""
@@ -425,9 +398,6 @@ class Job:
         rates = [network.rates(clips.inputs) for clips in (train, test)]
         return linear_probe(rates[0], train.labels, rates[1], test.labels)
 
-    def _seed(self, stage: str) -> None:
-        torch.manual_seed(1000 * self.config.seed + _STREAMS.index(stage))
-
     def _generator(self, stage: str) -> torch.Generator:
         seed = 1000 * self.config.seed + _STREAMS.index(stage)
         return torch.Generator().manual_seed(seed)
@@ -443,8 +413,8 @@ class Job:
         steps: tuple[StepRecord, ...] = (),
     ) -> Finished:
         frozen = next(al.frozen_layers(model), None) is not None
-        # Nothing is trained while noise is looked at, whatever the stage before has left.
-        trained = (p.numel() for p in model.parameters() if p.requires_grad and name != "noise")
+        # Nothing is trained while somebody only looks, whatever the stage before has left.
+        trained = (p.numel() for p in model.parameters() if p.requires_grad and name not in _LOOKS)
         record = StageRecord(
             name=name,
             metrics=metrics,
@@ -457,6 +427,9 @@ class Job:
         )
         return Finished(model, record)
 
+
+_LOOKS = ("noise", "drift")
+"""Stages without training."""
 
 _STREAMS = ("learn", "forget", "continue", "restore", "grow", "replay")
 """Stages with random numbers of their own."""

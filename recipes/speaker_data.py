@@ -118,6 +118,18 @@ class SpeakerClips:
         """Return the clips with one of these labels, in the same order."""
         return self.take(torch.isin(self.labels, torch.tensor(labels)))
 
+    def few(self, most: int) -> SpeakerClips:
+        """Return the first clips of each label, at most so many, in the same order.
+
+        Args:
+            most: At least 1.
+        """
+        ordinal = torch.zeros_like(self.labels)
+        for label in self.labels.unique().tolist():
+            own = self.labels == label
+            ordinal[own] = torch.arange(int(own.sum()))
+        return self.take(ordinal < most)
+
     def replay(self, fraction: float, generator: Generator, *, whole: int) -> SpeakerClips:
         """Return all clips of one speaker and a fixed part of everybody else's.
 

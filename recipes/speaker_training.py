@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +21,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from aihwkit_lora.chips import Chip
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.progress import shown
 from aihwkit_lora.recipes.speaker_data import SpeakerClips
@@ -186,6 +188,58 @@ def forgetting(*, forgotten: int, kept: Sequence[int]) -> Loss:
         return objective.loss(model, parts)
 
     return loss
+
+
+@contextmanager
+def saturating(model: nn.Module, chip: Chip) -> Iterator[nn.Module]:
+    """Let the linear layers of a torch model clip, in the block, as the ADCs of a chip will.
+
+    Each layer is read in parts of at most ``chip.rows`` inputs. A column's sum over one part ends
+    where the ADC does: at ``adc_full_scale`` times the part's largest input times the tile's
+    largest weight; beyond it no gradient flows. A network that has never met that end may lose
+    several points of accuracy to it once it is programmed. What converters round is left out.
+
+    Args:
+        model: Its ``nn.Linear`` layers are read differently; their weights are as they were.
+        chip: Tells how large tiles are, and where their ADCs end.
+    Yields:
+        The model itself.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import aihwkit_lora as al
+        >>> chip = replace(al.chips.get("rm-180nm"), rows=4, adc_full_scale=2.0)
+        >>> layer = nn.Linear(8, 1, bias=False)
+        >>> _ = layer.weight.data.fill_(0.5)
+        >>> with saturating(layer, chip):
+        ...     print(layer(torch.ones(1, 8)).item(), layer(torch.eye(8)[:1]).item())
+        2.0 0.5
+        >>> layer(torch.ones(1, 8)).item()
+        4.0
+    """
+    read = partial(_read_within, chip)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(read) for layer in layers]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _read_within(chip: Chip, layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """What a layer gives if each of its tiles clips."""
+    linear, (x,) = cast(nn.Linear, layer), args
+    out_size, in_size = linear.weight.shape
+    across, along = -(-out_size // chip.columns), -(-in_size // chip.rows)
+    total: Tensor = output.new_zeros(()) if linear.bias is None else linear.bias
+    parts = zip(x.tensor_split(along, -1), linear.weight.tensor_split(along, 1), strict=True)
+    for inputs, weight in parts:
+        tiles = weight.detach().tensor_split(across, 0)
+        largest = torch.cat([tile.abs().max().expand(len(tile)) for tile in tiles])
+        end = chip.adc_full_scale * inputs.detach().abs().amax(-1, keepdim=True) * largest
+        total = total + (inputs @ weight.T).clamp(-end, end)
+    return total
 
 
 class SpeakerTrainee(pl.LightningModule):

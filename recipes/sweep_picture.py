@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,13 @@ class Axis:
         title: What the picture shows.
         label: Quantity and unit.
         draws: What a draw is called, in the plural.
-        logarithmic: Whether the axis is.
+        ticks: Places with a name of their own; the axis is logarithmic where there are some.
     """
 
     title: str
     label: str
     draws: str
-    logarithmic: bool = False
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def draw(panels: Sequence[Panel], axis: Axis, draws: int, path: Path) -> None:
     """Draw means, a band of one standard deviation, and the worst draw.
 
     Args:
-        panels: One beside the other.
+        panels: One beside the other, at least one, each with a line.
         axis: Common to all.
         draws: How many there are at each point.
         path: PNG to write; its folder is there.
@@ -101,10 +101,16 @@ def draw(panels: Sequence[Panel], axis: Axis, draws: int, path: Path) -> None:
 
 
 def _styles(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each model, in the order in which they first appear."""
+    """Look of each model, in the order in which they first appear."""
     models = dict.fromkeys(model for panel in panels for model in panel.lines)
     looks = zip(models, cycle(_COLOURS), cycle(_MARKERS), strict=False)
-    return {model: {"color": colour, "marker": marker} for model, colour, marker in looks}
+    styles: dict[str, dict[str, Any]] = {
+        model: {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.7}
+        for model, colour, marker in looks
+    }
+    # The first one is broad and pale, so that both show where another one coincides with it.
+    styles[next(iter(models))] |= {"linewidth": 4.5, "alpha": 0.5}
+    return styles
 
 
 def _figure(axis: Axis, panels: int) -> tuple[Figure, list[Axes]]:
@@ -124,24 +130,28 @@ def _figure(axis: Axis, panels: int) -> tuple[Figure, list[Axes]]:
         place.tick_params(colors=_INK)
         place.set_xlabel(axis.label)
         place.set_ylim(-4, 104)
-        if axis.logarithmic:
+        if axis.ticks:
             place.set_xscale("log")
+            place.set_xticks(list(axis.ticks), list(axis.ticks.values()))
+            place.minorticks_off()
     return figure, places
 
 
 def _draw_line(place: Axes, line: Line, axis: Axis, draws: int, style: Mapping[str, Any]) -> None:
     points = list(line.points)
     # Before any trouble: at zero, for which a logarithmic axis has no place but its own left.
-    start = min(points) / 4.0 if axis.logarithmic else 0.0
-    place.plot([start], [100.0 * line.clean], **style, markersize=7, fillstyle="none")
-    place.plot(points, [100.0 * mean for mean in line.mean], **style, markersize=3.5, linewidth=1.7)
+    start = min(points) / 4.0 if axis.ticks else 0.0
+    colour, marker = style["color"], style["marker"]
+    clean = [100.0 * line.clean]
+    place.plot([start], clean, color=colour, marker=marker, markersize=7, fillstyle="none")
+    place.plot(points, [100.0 * mean for mean in line.mean], **style)
     if draws > 1:
         both = list(zip(line.mean, line.std, strict=True))
         low = [100.0 * max(0.0, mean - std) for mean, std in both]
         high = [100.0 * min(1.0, mean + std) for mean, std in both]
-        place.fill_between(points, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        place.fill_between(points, low, high, color=colour, alpha=0.18, linewidth=0)
         worst = [100.0 * worst for worst in line.worst]
-        place.plot(points, worst, color=style["color"], linewidth=1.2, linestyle=(0, (1, 1.5)))
+        place.plot(points, worst, color=colour, linewidth=1.2, linestyle=(0, (1, 1.5)))
 
 
 def _add_legend(
@@ -150,10 +160,7 @@ def _add_legend(
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    entries: dict[str, Any] = {
-        model: Line2D([], [], linewidth=1.7, markersize=3.5, **style)
-        for model, style in styles.items()
-    }
+    entries: dict[str, Any] = {model: Line2D([], [], **style) for model, style in styles.items()}
     entries["as programmed"] = Line2D(
         [], [], color=_INK, marker="o", markersize=7, fillstyle="none", linestyle="none"
     )
@@ -164,7 +171,7 @@ def _add_legend(
         list(entries.values()),
         list(entries),
         loc="outside lower left",
-        ncols=len(entries),
+        ncols={1: 2, 2: 3}.get(len(figure.axes), len(entries)),
         frameon=False,
         handlelength=2.2,
     )

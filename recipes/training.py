@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -152,12 +152,10 @@ class Trainee(pl.LightningModule):
         return self._objective(self.model, *batch, progress=self.global_step / self._steps)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what wants a gradient, and the schedule's rates."""
+        """The optimiser (AdamW) over what wants a gradient, and the schedule's rates."""
         schedule, steps = self._schedule, int(self.trainer.estimated_stepping_batches)
         self._steps = steps
-        optimizer = AdamW(
-            self._trained(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-        )
+        optimizer = self._optimizer()
         rates = LambdaLR(optimizer, lambda step: schedule.factor(step, steps))
         return [optimizer], [{"scheduler": rates, "interval": "step"}]
 
@@ -182,6 +180,10 @@ class Trainee(pl.LightningModule):
         if self._best:
             for parameter, value in zip(self._trained(), self._best, strict=True):
                 parameter.copy_(value)
+
+    def _optimizer(self) -> Optimizer:
+        schedule = self._schedule
+        return AdamW(self._trained(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -17,7 +17,10 @@ from aihwkit_lora.reporting.comparison import (
     compare,
     print_comparison,
 )
+from aihwkit_lora.reporting.energy_chart import draw_energies
 from aihwkit_lora.reporting.formatting import format_interval, format_si
+from aihwkit_lora.reporting.overview import Overview, Workload, overview
+from aihwkit_lora.reporting.page import page, write_page
 from aihwkit_lora.reporting.picture import draw
 from aihwkit_lora.reporting.ratios import (
     case_ratio,
@@ -44,6 +47,7 @@ __all__ = [
     "ComparedValue",
     "Comparison",
     "Gpu",
+    "Overview",
     "PublishedWorkload",
     "Ratio",
     "RunGroup",
@@ -51,17 +55,21 @@ __all__ = [
     "Schedule",
     "StageRecord",
     "StepRecord",
+    "Workload",
     "case_ratio",
     "compare",
     "deployment_energy_ratio",
     "deployment_time_ratio",
     "draw",
+    "draw_energies",
     "energy_by_group",
     "energy_ratio",
     "environment",
     "format_interval",
     "format_si",
     "inference_energy_ratio",
+    "overview",
+    "page",
     "parameter_ratio",
     "price_ratio",
     "print_comparison",
@@ -72,4 +80,5 @@ __all__ = [
     "training_energy_ratio",
     "update_count_ratio",
     "update_energy_ratio",
+    "write_page",
 ]

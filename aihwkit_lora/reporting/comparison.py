@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from aihwkit_lora.errors import ConfigurationError
@@ -24,8 +24,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-LOWER_IS_BETTER: set[str] = {"forget_accuracy", "adapter_off_forget_accuracy"}
-"""Metrics whose worst value over seeds is the largest; add yours. Of all others, the smallest."""
+LOWER_IS_BETTER: set[str] = {
+    "forget_accuracy",
+    "forget_probability",
+    "forget_rouge",
+    "forgotten_",
+    "frechet",
+    "relapse",
+}
+"""Parts of the names of metrics whose worst value over seeds is the largest; add yours. Of all
+others it is the smallest."""
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -75,6 +83,7 @@ class ComparedValue:
         low: Low end: over seeds for metrics and counts; else of the prices, averaged over seeds.
         high: High end, likewise.
         seeds: How many runs have it.
+        deviation: Standard deviation over seeds, with n − 1 in the denominator; 0 for one seed.
     """
 
     group: str
@@ -87,6 +96,7 @@ class ComparedValue:
     low: float
     high: float
     seeds: int
+    deviation: float
 
     @property
     def interval(self) -> Interval:
@@ -208,7 +218,7 @@ def _staged(group: RunGroup) -> Iterator[ComparedValue]:
 
 def _of_stage(stages: Sequence[StageRecord], place: Mapping[str, str]) -> Iterator[ComparedValue]:
     for name in _names(stage.metrics for stage in stages):
-        worst = max if name in LOWER_IS_BETTER else min
+        worst = max if any(part in name for part in LOWER_IS_BETTER) else min
         known = [stage.metrics[name] for stage in stages if name in stage.metrics]
         yield _over_seeds(known, worst, kind="metric", name=name, **place)
     for name in _names(stage.counts for stage in stages):
@@ -242,7 +252,13 @@ def _over_seeds(
     low, high = min(known), max(known)
     mean = min(max(fmean(known), low), high)
     return ComparedValue(
-        mean=mean, worst=worst(known), low=low, high=high, seeds=len(known), **place
+        mean=mean,
+        worst=worst(known),
+        low=low,
+        high=high,
+        seeds=len(known),
+        deviation=_deviation(known),
+        **place,
     )
 
 
@@ -256,8 +272,13 @@ def _over_prices(
         low=fmean(parts["low"]),
         high=fmean(parts["high"]),
         seeds=len(known),
+        deviation=_deviation(parts["value"]),
         **place,
     )
+
+
+def _deviation(known: Sequence[float]) -> float:
+    return stdev(known) if len(known) > 1 else 0.0
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from aihwkit_lora.reporting import RunReport
 
 RUN = ["run", "face_recognition"]
 SHORT = [
-    "--learn-epochs", "1", "--forget-epochs", "1", "--continue-epochs", "1",
-    "--no-baseline", "--photos-per-person", "5",
+    "--quick", "--learn-epochs", "1", "--forget-epochs", "1", "--continue-epochs", "1",
+    "--no-baseline", "--photos-per-person", "5", "--noise-chips", "1", "--noise-microsiemens", "1",
 ]  # fmt: skip
 
 
@@ -135,6 +136,17 @@ def test_a_chip_without_some_prices_shows_dashes(capsys):
         (["chips", "rm-180nm", "--check", "x.yaml"], "argument --check: not allowed with argument"),
         (["run", "face_recogniton"], "unknown recipe 'face_recogniton'. Did you mean 'face_rec"),
         (["run"], "expected a recipe. Known: face_recognition"),
+        (["run", "--seed", "4", "face_recognition"], "expected a recipe. Known: face_recognition"),
+        (["run", "--config", "face_oliveti"], "Did you mean 'face_olivetti'"),
+        (
+            [*RUN, "--config", "image_letters"],
+            "expected options of 'face_recognition', found those",
+        ),
+        ([*RUN, "--seed", "1", "--seeds", "1", "2"], "expected --seed or --seeds, found both"),
+        ([*RUN, "--seeds", "1", "2", "1"], "expected seeds, all different, found [1, 2, 1]"),
+        ([*RUN, "--seeds"], "argument --seeds: expected at least one argument"),
+        (["page", "nowhere"], "nowhere/report.json: expected a report"),
+        (["compare", "nowhere"], "nowhere/report.json: expected a report"),
         ([*RUN, "--forgoten", "2"], "unknown option '--forgoten'. Did you mean '--forgotten'"),
         ([*RUN, "--chip", "rm-180"], "unknown chip 'rm-180'. Did you mean 'rm-180nm'"),
         ([*RUN, "--data", "digit"], "unknown data set 'digit'. Did you mean 'digits'"),
@@ -172,10 +184,102 @@ def test_help_of_run_lists_recipes(capsys):
     assert "face_recognition: " in out
 
 
+def test_a_configuration_that_names_its_recipe_is_enough(monkeypatch):
+    seen = []
+
+    def stop(self):
+        seen.append(self.config)
+        raise StageError("far enough")
+
+    monkeypatch.setattr(Job, "learn", stop)
+    Path("mine.yaml").write_text("recipe: face_recognition\nmargin: 2\nseed: 5\n")
+    for first in (["run"], RUN):
+        assert cli.main([*first, "--config", "mine.yaml", "--seed", "4", "--out", "x"]) == 2
+    assert cli.main(["run", "--config", "face_digits", "--forgotten", "3"]) == 2
+    one, two, three = seen
+    assert one == two
+    assert (one.seed, one.margin) == (4, 2.0)
+    assert (three.data, three.forgotten) == ("digits", 3)
+
+
+def test_each_seed_has_a_folder_and_finished_ones_are_skipped(capsys, monkeypatch, tmp_path):
+    command = [*RUN, *SHORT, "--seeds", "3", "5", "--out", "seeds"]
+    with monkeypatch.context() as patch:
+        whole = Job.continue_
+
+        def fail(self, forgotten):
+            if self.config.seed == 5:
+                raise KeyboardInterrupt
+            return whole(self, forgotten)
+
+        patch.setattr(Job, "continue_", fail)
+        assert cli.main(command) == 130
+    found = capsys.readouterr()
+    assert "seed 3 (1 of 2)" in found.out
+    assert "seed-3/program, seed-5/hybrid-forget" in found.err
+    (line,) = (line for line in found.err.splitlines() if line.startswith("Resume with: "))
+    first = (tmp_path / "seeds" / "seed-3" / "report.json").stat().st_mtime_ns
+    assert cli.main(line.removeprefix("Resume with: aihwkit-lora ").split()) == 0
+    out = capsys.readouterr().out
+    assert "finished already: seeds/seed-3/report.json" in out
+    assert "hybrid-forget: taken from seeds/seed-5" in out
+    assert "A: rm-180nm, seeds 3, 5" in out
+    assert (tmp_path / "seeds" / "seed-3" / "report.json").stat().st_mtime_ns == first
+    assert out.endswith("page:    aihwkit-lora page seeds\n")
+    # A seed that is new starts; one of another configuration is refused.
+    longer = [*command, "--resume", "--forget-epochs", "2"]
+    assert cli.main(longer) == 2
+    assert "forget_epochs = 1 then and 2 now" in capsys.readouterr().err
+    # All of them make one page, whatever the nesting, each once.
+    assert cli.main(["page", "seeds", "seeds/seed-3", "--out", "page.md"]) == 0
+    text = capsys.readouterr().out
+    assert text == (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "### face_recognition on rm-180nm, seeds 3, 5" in text
+    assert (tmp_path / "page.png").exists()
+    assert cli.main(["page", "seeds"]) == 0
+    assert capsys.readouterr().out == text.replace(
+        "![Energy of adapting, by arm, workload and chip](page.png)\n\n", ""
+    )
+    assert cli.main(["compare", "seeds"]) == 0
+    assert "A: rm-180nm, seeds 3, 5" in capsys.readouterr().out
+
+
+def test_seeds_of_a_recipe_that_counts_them_itself_stay_its_own(monkeypatch):
+    seen = []
+
+    def stop(config, _):
+        seen.append(config)
+        raise StageError("far enough")
+
+    recipe = RECIPES.get("unlearning_objectives")
+    monkeypatch.setitem(RECIPES._entries, recipe.name, replace(recipe, run=stop))
+    assert cli.main(["run", recipe.name, "--seeds", "2", "--seed", "7"]) == 2
+    (config,) = seen
+    assert (config.seeds, config.seed) == (2, 7)
+
+
+def test_a_run_without_steps_has_no_picture(capsys, monkeypatch, tmp_path):
+    recipe = RECIPES.get("face_recognition")
+    empty = {"chip": "rm-180nm", "config": {}, "environment": {}, "arms": {}, "ratios": ()}
+    made = RunReport(recipe=recipe.name, seed=0, **empty)
+    monkeypatch.setitem(RECIPES._entries, recipe.name, replace(recipe, run=lambda *_: made))
+    assert cli.main([*RUN, "--out", "empty"]) == 0
+    assert capsys.readouterr().out.endswith("report:  empty/report.json\n")
+    assert not (tmp_path / "empty" / "report.png").exists()
+
+
 def test_help_of_a_recipe_lists_its_options(capsys):
     assert cli.main([*RUN, "--help"]) == 0
     out = capsys.readouterr().out
-    options = ("--out", "--config", "--resume", "--forget-rank", "--no-baseline", "--learnt")
+    options = (
+        "--out",
+        "--config",
+        "--resume",
+        "--seeds",
+        "--forget-rank",
+        "--no-baseline",
+        "--learnt",
+    )
     assert all(option in out for option in options)
 
 
@@ -205,7 +309,7 @@ def test_a_run_prints_its_summary_and_where_the_files_are(capsys, tmp_path):
     ran = capsys.readouterr().out
     assert "learn: done in" in ran
     assert ran.endswith("report:  short/report.json\npicture: short/report.png\n")
-    summary = ran[ran.index("\n", ran.index("hybrid-continue: done")) : ran.index("\nreport:")]
+    summary = ran[ran.index("\n", ran.rindex(": done in")) : ran.index("\nreport:")]
     for path in ("short", "short/report.json"):
         assert cli.main(["report", path]) == 0
         assert capsys.readouterr().out.strip() == summary.strip()

@@ -41,6 +41,14 @@ def test_impossible_augmentation_is_refused(fields, message):
         ({"forgotten": 7}, r"forgotten to be one of the learnt people \(0, 1, 2, 3, 4\), found 7"),
         ({"new": 4}, r"new to be none of the learnt people .*, found 4"),
         ({"photos_per_person": 0}, "photos_per_person of at least 1, found 0"),
+        ({"image_size": 3}, "image_size of at least 4 pixels, found 3"),
+        ({"people": 1}, "people of at least 2, found 1"),
+        ({"people": 9, "learnt": (1, 2)}, r"found both: people=9 and learnt=\(1, 2\). Leave one"),
+        (
+            {"people": 9, "new": 5},
+            "people .*, found 5. Name somebody else, or leave new out",
+        ),
+        ({"people": 2}, r"forgotten to be one of the learnt people \(0, 1\), found 2"),
     ],
 )
 def test_people_who_do_not_fit_together_are_refused(fields, message):
@@ -58,6 +66,45 @@ def test_people_who_do_not_fit_together_are_refused(fields, message):
 def test_unknown_names_come_with_the_nearest(fields, message):
     with pytest.raises(UnknownNameError, match=message):
         FaceDataConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "everybody"),
+    [
+        ({}, (0, 1, 2, 3, 4, 5)),
+        ({"people": 5}, (0, 1, 2, 3, 4, 5)),
+        ({"people": 3}, (0, 1, 2, 5)),
+        ({"people": 9}, tuple(range(10))),
+        ({"people": 7, "new": 9}, (0, 1, 2, 3, 4, 5, 6, 9)),
+        ({"learnt": (7, 5, 2)}, (7, 5, 2, 0)),
+        ({"learnt": (0, 2, 5, 1)}, (0, 2, 5, 1, 3)),
+        ({"data": "olivetti", "people": 39}, tuple(range(40))),
+    ],
+)
+def test_any_number_of_people_can_be_learnt_and_somebody_else_joins(fields, everybody):
+    config = FaceDataConfig(**fields)
+    assert config.everybody == everybody
+    assert config == FaceDataConfig(**vars(config))
+
+
+def test_all_ten_digits_and_any_of_them_forgotten():
+    data = load_faces(FaceDataConfig(people=9, forgotten=7, photos_per_person=5))
+    assert (data.learnt, data.forgotten, data.new) == (tuple(range(9)), 7, 9)
+    assert data.kept == (0, 1, 2, 3, 4, 5, 6, 8)
+    assert data.train.labels.unique().tolist() == list(range(10))
+
+
+def test_more_people_than_there_are_is_said_before_anything_is_learnt():
+    expected = "people from 0 to 9 of data set 'digits', found 10. Learn fewer people, or change"
+    with pytest.raises(DataError, match=expected):
+        load_faces(FaceDataConfig(people=10))
+
+
+@pytest.mark.parametrize("size", [8, 16, 64])
+def test_images_have_the_size_that_was_asked_for(size):
+    data = load_faces(FaceDataConfig(photos_per_person=4, image_size=size))
+    assert data.train.images.shape[1:] == (1, size, size)
+    assert 0.0 <= float(data.train.images.min()) <= float(data.train.images.max()) <= 1.0 + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -157,6 +204,8 @@ def test_images_are_chosen_by_label():
     assert faces.of(2, 0).photos.tolist() == [0, 1, 3]
     assert faces.without(2, 0).photos.tolist() == [2, 4]
     assert faces.take(labels == 1).images.flatten().tolist() == [2.0]
+    assert faces.few(1).photos.tolist() == [0, 2, 1, 4]
+    assert faces.few(2).labels.tolist() == [0, 1, 2, 2, 3]
 
 
 def test_augmentation_that_changes_nothing_repeats_the_photos():

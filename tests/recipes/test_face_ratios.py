@@ -105,6 +105,34 @@ def test_all_ratios_come_in_order_and_say_what_they_are():
         assert ratio.denominator.endswith("forget and continue, 8 steps")
 
 
+DEPLOYED = {"forward_macs": 400, "set_pulses": 90, "verify_reads": 50, "optimizer_updates": 800}
+DIGITAL = {"forward_macs": 700, "optimizer_updates": 1000}
+PULSED = {"set_pulses": 600, "reset_pulses": 500}
+MORE = {
+    "update energy, deploy_once ÷ hybrid": energy(
+        {name: n for name, n in DEPLOYED.items() if name != "forward_macs"}
+    )
+    / energy({"optimizer_updates": 1000}),
+    "training energy, deploy_once ÷ hybrid": energy(DEPLOYED) / energy(HYBRID),
+    "training energy, digital ÷ hybrid": energy(DIGITAL) / energy(HYBRID),
+    # Reads of tiles that are trained in place are not counted: their training has no ratio.
+    "update energy, in_situ ÷ hybrid": energy(PULSED) / energy({"optimizer_updates": 1000}),
+}
+
+
+def test_further_baselines_follow_each_with_what_is_known_of_it():
+    arms = {
+        arm: (stage("forget", counts, steps=1), stage("continue", {}, steps=1))
+        for arm, counts in (("in_situ", PULSED), ("digital", DIGITAL), ("deploy_once", DEPLOYED))
+    }
+    found = ratios({**arms, **ARMS}, CHIP)
+    assert [ratio.name for ratio in found] == [*EXPECTED, *MORE]
+    for ratio in found[len(EXPECTED) :]:
+        assert ratio.value == pytest.approx(MORE[ratio.name], rel=1e-12)
+        assert ratio.low <= ratio.value <= ratio.high
+        assert ratio.numerator.endswith("forget and continue, 2 steps")
+
+
 def test_an_update_pays_for_verification_however_it_is_done():
     (found,) = (ratio for ratio in ratios(ARMS, CHIP) if ratio.name.startswith("update energy"))
     assert found.includes.endswith("without verify_comparisons: no price")

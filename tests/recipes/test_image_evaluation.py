@@ -101,9 +101,11 @@ def test_a_forgotten_style_and_a_damaged_one_are_found(data, examiner):
     assert examiner.forgotten(model) == 0.0
 
 
-def test_quick_accuracies_are_by_kind_of_style(data, examiner):
-    found = examiner.quickly(Draws(data, {data.forgotten: data.new}))
-    assert found == {"retain_accuracy": 1.0, "forget_accuracy": 0.0, "new_accuracy": 1.0}
+def test_right_images_are_counted_by_style(data, examiner):
+    right = examiner.right_by_style(Draws(data, {data.forgotten: data.new}))
+    wanted = torch.full((len(data.styles),), len(data.objects))
+    wanted[data.forgotten] = 0
+    assert torch.equal(right, wanted)
 
 
 def test_the_judge_reports_on_itself(data, examiner):

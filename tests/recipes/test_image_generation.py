@@ -18,8 +18,8 @@ ARMS = {
     "digital": ["learn", "forget", "continue"],
     "deploy_once": ["learn", "program", "forget", "continue"],
 }
-# Width 16, one block: fc1 16 -> 64 and fc2 64 -> 16, rank 4.
-ADAPTER = 2 * 4 * (16 + 64)
+# Width 16, one block: fc1 16 -> 64 and fc2 64 -> 16, rank 4 for forgetting and 8 for more.
+FORGETTING, LEARNING = (2 * rank * (16 + 64) for rank in (4, 8))
 PULSES = {"set_pulses", "reset_pulses", "verify_reads"}
 
 
@@ -58,7 +58,8 @@ def test_metrics_are_there_when_they_exist(stored):
         assert kept | {"new_accuracy", "frechet_ratio"} <= found["continue"]["metrics"].keys()
         assert "new_accuracy" not in found["forget"]["metrics"]
     noise = stages(stored, "hybrid")["noise"]["metrics"]
-    assert {f"retain_accuracy_at_{sigma}_us_worst" for sigma in (1, 2, 5)} <= noise.keys()
+    for model in ("base", "hybrid"):
+        assert {f"{model}/retain_accuracy_at_{sigma}_us_worst" for sigma in (1, 10)} <= noise.keys()
     restored = stages(stored, "hybrid")["restore"]["metrics"]
     assert {"retain_accuracy", "noisy_retain_accuracy"} <= restored.keys()
 
@@ -78,11 +79,13 @@ def test_arrays_stay_as_they_were_programmed(stored):
 def test_adapters_and_one_row_are_trained(stored):
     for arm in ("hybrid", "digital"):
         found = stages(stored, arm)
-        assert found["forget"]["trainable_parameters"] == ADAPTER
-        assert found["continue"]["trainable_parameters"] == ADAPTER + 16
-    assert stages(stored, "hybrid")["restore"]["trainable_parameters"] == ADAPTER
+        assert found["forget"]["trainable_parameters"] == FORGETTING
+        assert found["continue"]["trainable_parameters"] == LEARNING + 16
+    assert stages(stored, "hybrid")["restore"]["trainable_parameters"] == LEARNING
     assert stages(stored, "hybrid")["noise"]["trainable_parameters"] == 0
-    assert stages(stored, "hybrid")["continue"]["counts"]["optimizer_updates"] == 2 * (ADAPTER + 16)
+    assert stages(stored, "hybrid")["continue"]["counts"]["optimizer_updates"] == 2 * (
+        LEARNING + 16
+    )
 
 
 def test_without_arrays_every_product_is_digital(stored):
@@ -116,6 +119,7 @@ def test_pictures_are_drawn_of_every_stage(out):
     names = {file.stem for file in (out / "pictures").glob("*.png")}
     assert {"learn", "program", "hybrid-forget", "hybrid-continue", "hybrid-restore"} <= names
     assert (out / "report.png").exists()
+    assert (out / "noise.png").exists()
 
 
 def test_ratios_are_named(stored):
@@ -154,7 +158,7 @@ def test_convnext_and_another_way_to_forget_run_too(tmp_path):
 def test_options_are_checked_before_anything_runs():
     with pytest.raises(UnknownNameError, match="unknown chip 'rm-180'"):
         ImageGeneration(chip="rm-180")
-    for name in ("learn_steps", "rank", "batch_size", "per_cell", "noise_chips"):
+    for name in ("learn_steps", "continue_rank", "batch_size", "per_cell", "noise_chips"):
         with pytest.raises(ConfigurationError, match=f"expected {name} of at least 1, found 0"):
             ImageGeneration(**{name: 0})
     with pytest.raises(ConfigurationError, match="'gaussian_target' or 'pseudo_class', found 'npo"):
@@ -165,9 +169,11 @@ def test_options_are_checked_before_anything_runs():
         ImageGeneration(block="mlp")
     with pytest.raises(ConfigurationError, match=r"at least one error, .* of at least 1 µS, found"):
         ImageGeneration(noise_microsiemens=())
+    with pytest.raises(ConfigurationError, match="restore_microsiemens of 0 or more, found -1"):
+        ImageGeneration(restore_microsiemens=-1)
 
 
 def test_options_come_from_yaml():
-    assert build(ImageGeneration, {"noise_microsiemens": [1, 3], "alpha": 4}).alpha == 4.0
+    assert build(ImageGeneration, {"noise_microsiemens": [1, 3], "lora_scale": 4}).lora_scale == 4.0
     with pytest.raises(ConfigurationError, match=r"option 'forgoten'\. Did you mean 'forgot"):
         build(ImageGeneration, {"forgoten": "script"})

@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 from pytorch_lightning.utilities import CombinedLoader
 from torch import nn
 
+import aihwkit_lora as al
 from aihwkit_lora.recipes.diffusion import (
     LORA_TARGETS,
     DiffusionShape,
@@ -23,6 +24,7 @@ from aihwkit_lora.recipes.image_training import (
     averaging,
     fit,
     loader,
+    saturating,
 )
 from aihwkit_lora.unlearning import objectives
 
@@ -104,6 +106,35 @@ def test_weight_noise_shakes_the_loss_and_not_the_weights():
     assert shaken.training_step(batch) != shaken.training_step(batch)
     for parameter, value in zip(network.parameters(), before, strict=True):
         assert torch.equal(parameter, value)
+
+
+def test_saturating_layers_give_what_arrays_give():
+    # Weights of one sign add up to more than the ADC can tell; the chip itself says what it reads.
+    torch.manual_seed(0)
+    chip, layer = al.chips.get("rm-180nm"), nn.Linear(100, 6)
+    with torch.no_grad():
+        layer.weight.abs_()
+        layer.weight[:3].neg_()
+    array = al.freeze_(al.convert(nn.Sequential(layer), chip), programmed_by="test")
+    x = torch.rand(50, 100)
+    free = layer(x)
+    with saturating(layer, chip):
+        limited = layer(x)
+    # One step of the ADC, and the steps of 100 DACs.
+    units = x.abs().amax(-1, keepdim=True) * layer.weight.abs().max()
+    assert ((free - limited).abs() > units).float().mean() > 0.9
+    assert bool(((limited - array(x)).abs() < 0.1 * units).all())
+    assert torch.equal(layer(x), free)
+
+
+def test_nothing_saturates_without_a_chip_and_gradients_stop_where_it_does():
+    layer, x = nn.Linear(100, 1, bias=False), torch.ones(1, 100)
+    nn.init.ones_(layer.weight)
+    with saturating(layer, None):
+        assert layer(x).tolist() == [[100.0]]
+    with saturating(layer, al.chips.get("rm-180nm")):
+        layer(x).sum().backward()
+    assert not layer.weight.grad.any()
 
 
 def test_clipping_follows_each_step_and_leaves_biases_alone(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError, DataError
 from aihwkit_lora.metering.macs import counter_of
-from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer
+from aihwkit_lora.recipes.mixer import LORA_TARGETS, MlpMixer, patches_of
 
 
 def forward_macs(model: nn.Module) -> int:
@@ -72,7 +72,7 @@ def test_images_of_another_shape_are_refused(shape):
 
 
 def test_patches_are_cut_in_reading_order():
-    images = torch.arange(16.0).view(1, 1, 4, 4)
-    patches = MlpMixer(image_size=4, patch_size=2)._patches(images)
+    images = 0.5 + 0.25 * torch.arange(16.0).view(1, 1, 4, 4)
+    patches = patches_of(images, 2)
     expected = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert patches[0].tolist() == expected

@@ -153,6 +153,22 @@ def test_a_class_without_output_is_absent(data) -> None:
     assert set(found.to_dict()["models"]["base"]["clean"]["classes"]) == {"0", "1"}
 
 
+def test_groups_that_nobody_can_name_are_not_drawn(data, tmp_path) -> None:
+    inputs, labels = data
+    found = noise_sweep(
+        {"base": classifier(outputs=2)},
+        inputs,
+        labels,
+        groups={"new": (2,)},
+        sigmas_microsiemens=(1,),
+        chips=1,
+        mapping=CHIP.mapping,
+    )
+    found.write(tmp_path)
+    assert found.metrics() == {}
+    assert [file.name for file in tmp_path.iterdir()] == ["noise.json"]
+
+
 def test_files_hold_every_model_sigma_and_class(data, tmp_path) -> None:
     found = noise_sweep(
         {"base": classifier(), "hybrid": classifier()},
@@ -200,7 +216,7 @@ def test_what_cannot_be_swept_is_refused(data) -> None:
     for classes in ((), (0, 3)):
         with pytest.raises(DataError, match=r"group 'new': .* samples of \(0, 1, 2\)"):
             noise_sweep({"base": model}, *data, groups={"new": classes})
-    with pytest.raises(ConfigurationError, match="expected chips of 1 or more, got 0"):
+    with pytest.raises(ConfigurationError, match="expected 1 draw or more at each point, got 0"):
         noise_sweep({"base": model}, *data, groups=GROUPS, chips=0, mapping=mapping)
     with pytest.raises(StageError, match="frozen"):
         noise_sweep({"base": nn.Linear(6, 3)}, *data, groups=GROUPS, mapping=mapping)

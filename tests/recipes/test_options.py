@@ -9,7 +9,15 @@ import pytest
 
 from aihwkit_lora.errors import ConfigurationError, DataError
 from aihwkit_lora.recipes.face_recognition import FaceRecognition
-from aihwkit_lora.recipes.options import add_arguments, build, field_types, read_yaml
+from aihwkit_lora.recipes.options import (
+    Parser,
+    add_arguments,
+    build,
+    field_types,
+    read_run,
+    read_yaml,
+    shipped,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,40 @@ def test_yaml_that_holds_no_options_is_refused(tmp_path, text, message):
 def test_missing_yaml_is_named(tmp_path):
     with pytest.raises(DataError, match=r"expected a configuration in .*gone.yaml', got: No such"):
         read_yaml(tmp_path / "gone.yaml")
+
+
+def test_yaml_may_name_its_recipe_which_is_no_option(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("recipe: faces\nsteps: 7\n", encoding="utf-8")
+    assert read_run(file) == read_run(str(file)) == ("faces", {"steps": 7})
+    assert read_yaml(file) == {"steps": 7}
+    file.write_text("steps: 7\n", encoding="utf-8")
+    assert read_run(file) == (None, {"steps": 7})
+    file.write_text("recipe: 3\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="expected recipe to be a name, found 3"):
+        read_run(file)
+
+
+def test_shipped_yaml_goes_by_its_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_run("face_olivetti") == read_run(shipped()["face_olivetti"])
+    assert read_run("face_olivetti")[0] == "face_recognition"
+    (tmp_path / "face_olivetti").write_text("recipe: mine\n", encoding="utf-8")
+    assert read_run("face_olivetti") == ("mine", {})
+
+
+def test_neither_a_file_nor_a_shipped_name_is_refused_with_the_nearest():
+    with pytest.raises(DataError, match=r"found 'face_oliveti'. Did you mean 'face_olivetti'"):
+        read_run("face_oliveti")
+
+
+def test_parsers_raise_and_say_where_help_is():
+    parser = Parser(prog="aihwkit-lora run faces")
+    parser.add_argument("N")
+    with pytest.raises(
+        ConfigurationError, match=r"required: N. Try: aihwkit-lora run faces --help"
+    ):
+        parser.parse_args([])
 
 
 def parsed(*arguments: str) -> dict[str, object]:

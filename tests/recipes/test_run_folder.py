@@ -58,6 +58,16 @@ def test_without_resume_earlier_stages_are_gone(tmp_path):
         anew.stage("learn", refuse)
 
 
+def test_without_resume_the_report_of_an_earlier_run_is_gone_and_nothing_else(tmp_path):
+    folder(tmp_path).stage("learn", finished)
+    for name in ("report.json", "report.png", "requests.jsonl"):
+        (tmp_path / name).write_text("old")
+    folder(tmp_path, resume=True)
+    assert (tmp_path / "report.json").read_text() == "old"
+    folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"stages", "run.json", "requests.jsonl"}
+
+
 def test_nothing_to_resume_is_refused(tmp_path):
     with pytest.raises(StageError, match=r"expected a run to resume, got none. Leave out --resume"):
         folder(tmp_path / "new", resume=True)

@@ -16,8 +16,9 @@ from aihwkit_lora.recipes import speaker_authentication
 from aihwkit_lora.recipes.face_data import data_folder
 from aihwkit_lora.recipes.options import build, read_yaml
 from aihwkit_lora.recipes.recipe import RECIPES, run_recipe
-from aihwkit_lora.recipes.speaker_authentication import SpeakerAuthentication
-from aihwkit_lora.recipes.speaker_data import FSDD_FOLDER
+from aihwkit_lora.recipes.run_folder import RunFolder
+from aihwkit_lora.recipes.speaker_authentication import Job, SpeakerAuthentication
+from aihwkit_lora.recipes.speaker_data import FSDD_FOLDER, load_speakers
 from aihwkit_lora.unlearning.seal import seals, verify_seals
 
 RECIPE = RECIPES.get("speaker_authentication")
@@ -28,34 +29,50 @@ SHORT = SpeakerAuthentication(
     forget_epochs=1,
     continue_epochs=1,
     restore_epochs=1,
-    noise_siemens=2e-6,
+    noise_microsiemens=(1, 5),
     noise_chips=3,
+    noise_clips=3,
+    restore_microsiemens=2.0,
     batch_size=32,
     reprogram_forget_steps=2,
     reprogram_continue_steps=2,
     reprogram_batch_size=35,
 )
+ADAPTED = ["forget", "continue"]
 STAGES = {
-    "hybrid": ["learn", "program", "forget", "continue", "noise", "restore"],
-    "reprogram": ["learn", "program", "forget", "continue"],
+    "hybrid": ["learn", "program", *ADAPTED, "noise", "drift", "restore"],
+    "reprogram": ["learn", "program", *ADAPTED],
+    "deploy_once": ["learn", "program", *ADAPTED],
+    "digital": ["learn", *ADAPTED],
 }
 FORGOT = {"forget_accuracy", "retain_accuracy"}
 CONTINUED = FORGOT | {"new_accuracy", "known_accuracy"}
 INSIDE = {"probe_forget_accuracy", "adapter_off_forget_accuracy"}
 SERIES = {"known_accuracy_mean", "known_accuracy_worst", "forget_accuracy_worst"}
+SWEEP = {
+    f"{model}/{group}_accuracy_at_{sigma}_us{worst}"
+    for model, groups in (("base", ("forget", "retain")), ("hybrid", ("forget", "retain", "new")))
+    for group in groups
+    for sigma in (1, 2, 5)
+    for worst in ("", "_worst")
+}
 METRICS = {
     "hybrid": {
         "learn": {"learnt_accuracy"},
         "program": {"learnt_accuracy"},
         "forget": FORGOT | INSIDE,
         "continue": CONTINUED | INSIDE,
-        "noise": CONTINUED | SERIES,
+        "noise": CONTINUED | SERIES | SWEEP,
+        "drift": set(),
         "restore": CONTINUED | INSIDE,
     },
     "reprogram": {"forget": FORGOT, "continue": CONTINUED},
+    "deploy_once": {"forget": FORGOT, "continue": CONTINUED},
+    "digital": {"forget": FORGOT | INSIDE, "continue": CONTINUED | INSIDE},
 }
 WEIGHTS = 140 * 40 + 40 * 40 + 40 * 5
 BRANCH = 8 * (140 + 40) + 8 * (40 + 40)
+EVERYTHING = {"forget": WEIGHTS + 85, "continue": WEIGHTS + 85 + 41}
 TRAINABLE = {
     "hybrid": {
         "learn": WEIGHTS + 85,
@@ -63,11 +80,14 @@ TRAINABLE = {
         "forget": BRANCH,
         "continue": BRANCH + 41,
         "noise": 0,
+        "drift": 0,
         "restore": BRANCH,
     },
-    "reprogram": {"forget": WEIGHTS + 85, "continue": WEIGHTS + 85 + 41},
+    "reprogram": EVERYTHING,
+    "deploy_once": EVERYTHING,
+    "digital": {"forget": BRANCH, "continue": BRANCH + 41},
 }
-TRAINED = {"hybrid": ("forget", "continue", "restore"), "reprogram": ("forget", "continue")}
+TRAINED = {"hybrid": (*ADAPTED, "restore"), **{arm: tuple(ADAPTED) for arm in list(STAGES)[1:]}}
 PULSES = ("set_pulses", "reset_pulses", "verify_reads")
 
 
@@ -91,7 +111,7 @@ def model_after(out, stage):
     return torch.load(out / "stages" / f"{stage}.pt", weights_only=False).model
 
 
-@pytest.mark.parametrize("arm", ["hybrid", "reprogram"])
+@pytest.mark.parametrize("arm", list(STAGES))
 def test_stages_have_all_fields(stored, arm):
     assert [stage["name"] for stage in stored["arms"][arm]["stages"]] == STAGES[arm]
     for name, metrics in METRICS[arm].items():
@@ -99,9 +119,10 @@ def test_stages_have_all_fields(stored, arm):
         assert set(stage["metrics"]) == metrics
         assert all(0.0 <= value <= 1.0 for value in stage["metrics"].values())
         assert stage["trainable_parameters"] == TRAINABLE[arm][name]
-        assert len(stage["fingerprint"]) == (0 if name == "learn" else 64)
+        on_arrays = name != "learn" and arm != "digital"
+        assert len(stage["fingerprint"]) == (64 if on_arrays else 0)
         assert bool(stage["steps"]) == (name in TRAINED[arm])
-        assert (stage["energy_j"]["value"] > 0.0) == (name not in ("learn", "noise"))
+        assert (stage["energy_j"]["value"] > 0.0) == (name not in ("learn", "noise", "drift"))
 
 
 def test_report_names_the_run(stored):
@@ -110,6 +131,7 @@ def test_report_names_the_run(stored):
     assert set(stored["config"]) == set(SpeakerAuthentication.__dataclass_fields__)
     names = [ratio["name"] for ratio in stored["ratios"]]
     assert "training energy, reprogram per clip ÷ hybrid per clip" in names
+    assert {"training energy, digital ÷ hybrid", "update energy, deploy_once ÷ hybrid"} <= {*names}
     assert not any("per image" in json.dumps(ratio) for ratio in stored["ratios"])
 
 
@@ -117,7 +139,7 @@ def test_frozen_arm_writes_nothing_after_programming(stored):
     found = stages(stored, "hybrid")
     assert found["program"]["counts"]["programmed_cells"] == WEIGHTS
     assert found["program"]["counts"]["set_pulses"] > 0
-    for name in ("forget", "continue", "noise", "restore"):
+    for name in ("forget", "continue", "noise", "drift", "restore"):
         assert not set(PULSES) & set(found[name]["counts"])
     prints = {found[name]["fingerprint"] for name in STAGES["hybrid"][1:]}
     assert len(prints) == 1
@@ -141,9 +163,65 @@ def test_counts_follow_from_the_clips(stored):
         assert 0 < counts["active_row_drives"] < counts["row_drives"]
 
 
+def test_full_update_is_written_once_and_the_rest_is_digital(stored):
+    found = stages(stored, "deploy_once")
+    dense = 10 * (140 * 40 + 40 * 40) + 40 * 5
+    for name, new_row in (("forget", 0), ("continue", 40)):
+        counts = found[name]["counts"]
+        assert counts["programmed_cells"] == WEIGHTS
+        assert counts["set_pulses"] > 0
+        assert "cell_reads" not in counts
+        assert counts["forward_macs"] == 70 * (dense + new_row)
+        assert counts["optimizer_updates"] == 3 * EVERYTHING[name]
+    prints = [found[name]["fingerprint"] for name in STAGES["deploy_once"][1:]]
+    assert len(set(prints)) == 3
+
+
+def test_digital_arm_does_the_work_of_the_arrays_in_multiplications(stored):
+    hybrid, digital = stages(stored, "hybrid"), stages(stored, "digital")
+    for name in ADAPTED:
+        counts = digital[name]["counts"]
+        assert not {*PULSES, "cell_reads"} & set(counts)
+        dense = hybrid[name]["counts"]["cell_reads"]
+        assert counts["forward_macs"] == dense + hybrid[name]["counts"]["forward_macs"]
+        assert counts["optimizer_updates"] == hybrid[name]["counts"]["optimizer_updates"]
+
+
+def test_noise_is_swept_on_the_first_clips_and_drawn(out, stored):
+    sweep = json.loads((out / "noise.json").read_text(encoding="utf-8"))
+    assert (sweep["points"], sweep["draws"]) == ([1.0, 2.0, 5.0], 3)
+    assert sweep["samples"] == [3] * 6
+    assert (out / "noise.png").stat().st_size > 1000
+    # Mean and worst at the noise of the restored chip are those of the sweep.
+    metrics = stages(stored, "hybrid")["noise"]["metrics"]
+    kept, new = (metrics[f"hybrid/{group}_accuracy_at_2_us"] for group in ("retain", "new"))
+    assert metrics["known_accuracy_mean"] == pytest.approx((4 * kept + new) / 5)
+    assert metrics["forget_accuracy_worst"] == metrics["hybrid/forget_accuracy_at_2_us_worst"]
+
+
+def test_drift_without_a_source_is_skipped_with_the_reason(out):
+    found = json.loads((out / "drift.json").read_text(encoding="utf-8"))
+    assert found["skipped"].startswith("no source says how the cells of 'rm-180nm' drift")
+    assert not (out / "drift.png").exists()
+
+
+def test_drift_is_followed_where_the_chip_has_a_model(out, tmp_path):
+    config = replace(SHORT, chip="hermes-14nm", drift_repeats=2)
+    folder = RunFolder(tmp_path, recipe=RECIPE.name, config={})
+    job = Job(config, load_speakers(config), al.chips.get(config.chip), folder)
+    base = job.program(model_after(out, "learn")).model
+    record = job.drift(base, base).record
+    assert {key for key in record.metrics if key.endswith("31536000s")} == {
+        f"{model}/{group}_accuracy_at_31536000s"
+        for model in ("base", "hybrid")
+        for group in ("forget", "retain")
+    }
+    assert (tmp_path / "drift.png").exists()
+
+
 def test_steps_add_up_to_their_stage(stored):
-    for arm, names in TRAINED.items():
-        for name in names:
+    for arm in ("hybrid", "reprogram", "digital"):
+        for name in TRAINED[arm]:
             stage = stages(stored, arm)[name]
             energy = math.fsum(step["energy_j"] for step in stage["steps"])
             assert energy == pytest.approx(stage["energy_j"]["value"], rel=1e-9)
@@ -191,12 +269,23 @@ def without_times(report):
 
 
 def test_resumed_run_takes_stages_from_disk_and_reports_the_same(out, stored):
-    for stage in ("hybrid-noise", "hybrid-restore", "reprogram-continue"):
+    again = ("hybrid-noise", "hybrid-restore", "reprogram-continue", "deploy_once-continue")
+    for stage in again:
         (out / "stages" / f"{stage}.pt").unlink()
     said = []
     report = run_recipe(RECIPE, SHORT, out, resume=True, say=said.append)
     taken = [sentence.split(":")[0] for sentence in said if "taken from" in sentence]
-    assert taken == ["learn", "program", "hybrid-forget", "hybrid-continue", "reprogram-forget"]
+    assert taken == [
+        "learn",
+        "program",
+        "hybrid-forget",
+        "hybrid-continue",
+        "hybrid-drift",
+        "reprogram-forget",
+        "deploy_once-forget",
+        "digital-forget",
+        "digital-continue",
+    ]
     assert without_times(report.to_dict()) == without_times(stored)
 
 
@@ -205,10 +294,15 @@ def test_options_are_checked_before_anything_runs():
         SpeakerAuthentication(chip="rm-180")
     with pytest.raises(UnknownNameError, match="unknown neuron 'lif'"):
         SpeakerAuthentication(neuron="lif")
-    for name in ("learn_epochs", "rank", "noise_chips", "batch_size", "hidden"):
+    with pytest.raises(UnknownNameError, match="unknown baseline 'digitial'"):
+        SpeakerAuthentication(baselines="reprogram, digitial")
+    for name in ("learn_epochs", "rank", "noise_chips", "noise_clips", "batch_size", "hidden"):
         with pytest.raises(ConfigurationError, match=f"expected {name} of at least 1, found 0"):
             SpeakerAuthentication(**{name: 0})
-    for name in ("weight_noise", "noise_siemens"):
+    for sigmas in ((), (1, 1), (-1, 2)):
+        with pytest.raises(ConfigurationError, match="expected noise_microsiemens with some σ"):
+            SpeakerAuthentication(noise_microsiemens=sigmas)
+    for name in ("weight_noise", "restore_microsiemens"):
         with pytest.raises(ConfigurationError, match=f"expected {name} of 0 or more, found -1"):
             SpeakerAuthentication(**{name: -1.0})
     with pytest.raises(ConfigurationError, match="expected replay above 0, up to 1, found 0"):
@@ -220,7 +314,7 @@ def test_quick_run_is_smaller_in_everything_that_takes_time():
     assert plain.resolved is plain
     quick = SpeakerAuthentication(quick=True, restore_epochs=1).resolved
     assert quick.clips_per_speaker == 30
-    assert (quick.restore_epochs, quick.noise_chips) == (1, 2)
+    assert (quick.restore_epochs, quick.noise_chips, quick.noise_microsiemens) == (1, 2, (1, 2))
     assert all(
         getattr(quick, name) <= getattr(plain, name) / 2
         for name in SpeakerAuthentication.__dataclass_fields__

@@ -88,6 +88,15 @@ def clips(labels):
     return SpeakerClips(spikes=spikes, labels=torch.tensor(labels))
 
 
+def test_few_are_the_first_of_each_speaker_in_order():
+    labels = torch.tensor([2, 0, 0, 1, 0, 2, 2])
+    spikes = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1)
+    clips = SpeakerClips(spikes=spikes, labels=labels)
+    assert clips.few(1).spikes.flatten().tolist() == [0, 1, 3]
+    assert clips.few(2).spikes.flatten().tolist() == [0, 1, 2, 3, 5]
+    assert clips.few(3).labels.tolist() == labels.tolist()
+
+
 def test_replay_is_a_fixed_part_and_is_repeated_to_balance():
     everything = clips([0] * 40 + [1] * 20 + [2] * 31)
     generator = torch.Generator().manual_seed(0)

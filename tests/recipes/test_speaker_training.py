@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.speaker_data import SpeakerClips
 from aihwkit_lora.recipes.speaker_training import (
@@ -18,6 +20,7 @@ from aihwkit_lora.recipes.speaker_training import (
     forgetting,
     naming,
     noisy_naming,
+    saturating,
 )
 from aihwkit_lora.recipes.spiking import SpikingNet
 
@@ -144,3 +147,53 @@ def test_net_learns_clips_that_are_easy(tmp_path):
     trainee = SpeakerTrainee(model, naming, schedule)
     fit(trainee, clips(96), clips(12, 1), schedule, log=tmp_path / "log", callbacks=[])
     assert Heard.of(model, test).accuracy(0, 1, 2) > 0.9
+
+
+CHIP = replace(al.chips.get("rm-180nm"), dac_bits=16, adc_bits=16)
+"""The default chip, whose converters round 256 times more finely but clip where they did."""
+
+
+def loud_layer(bias: bool = True):
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 140, bias=bias)  # three tiles along the inputs, two across
+    nn.init.uniform_(layer.weight, -0.2, 1.0)
+    return layer, torch.rand(20, 300)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_saturating_layers_clip_where_the_chip_does(bias):
+    layer, x = loud_layer(bias)
+    chip = al.freeze_(al.convert(nn.Sequential(layer), CHIP), programmed_by="test")
+    with saturating(layer, CHIP), torch.no_grad():
+        clipped = layer(x)
+    free = layer(x).detach()
+    # Each of three tiles ends at 8 full scales; what is left is rounding of 16 bits.
+    assert float((free - clipped).abs().max()) > 1.0
+    assert torch.allclose(clipped, chip(x).detach(), atol=5e-3)
+
+
+def test_quiet_layers_are_read_as_ever():
+    layer, x = loud_layer()
+    # 5 of 100 inputs of a tile at most: no sum gets to 8 times the largest product.
+    quiet = torch.where(torch.arange(300) % 20 == 0, x, torch.zeros(()))
+    with saturating(layer, CHIP):
+        within = layer(quiet)
+    assert torch.allclose(within, layer(quiet), rtol=1e-5, atol=1e-5)
+    assert layer._forward_hooks == {}
+
+
+def test_no_gradient_flows_through_a_clipped_sum():
+    layer = nn.Linear(100, 2, bias=False)
+    layer.weight.data = torch.stack([torch.ones(100), torch.eye(100)[0]])
+    with saturating(layer, CHIP):
+        layer(torch.ones(1, 100)).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad[0].tolist() == [0.0] * 100
+    assert layer.weight.grad[1].tolist() == [1.0] * 100
+
+
+def test_hooks_are_gone_after_an_exception():
+    layer, _ = loud_layer()
+    with pytest.raises(RuntimeError), saturating(layer, CHIP):
+        layer(torch.ones(1, 7))
+    assert layer._forward_hooks == {}
