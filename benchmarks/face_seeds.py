@@ -26,6 +26,9 @@ METRICS = (
     ("continue", "retain_accuracy", "kept, after continuing"),
     ("continue", "forget_accuracy", "forgotten, after continuing"),
     ("continue", "adapter_off_forget_accuracy", "forgotten, adapters off"),
+    ("restore", "noisy_retain_accuracy", "kept, noisy chip"),
+    ("restore", "retain_accuracy", "kept, restored"),
+    ("restore", "forget_accuracy", "forgotten, restored"),
 )
 
 
@@ -39,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     reports = [_run(options.data, options.split, seed) for seed in options.seeds]
     print(f"\n{options.data}, split {options.split}, seeds {options.seeds}\n")
-    for arm in ("hybrid", "reprogram"):
+    for arm in reports[0].arms:
         _print_table(arm, reports)
     pulses = [_pulses_after_programming(report) for report in reports]
     print(f"pulses after programming, hybrid: {pulses}")
@@ -55,8 +58,8 @@ def _run(data: str, split: str, seed: int) -> RunReport:
 def _print_table(arm: str, reports: list[RunReport]) -> None:
     print(f"| {arm} | mean | worst |\n|---|---|---|")
     for stage, metric, title in METRICS:
-        found = [report.stage(arm, stage).metrics.get(metric) for report in reports]
-        values = [value for value in found if value is not None]
+        stages = [each for report in reports for each in report.arms[arm] if each.name == stage]
+        values = [each.metrics[metric] for each in stages if metric in each.metrics]
         if values:
             worst = max(values) if title.startswith("forgotten") else min(values)
             print(f"| {title} | {100 * statistics.mean(values):.1f} % | {100 * worst:.1f} % |")

@@ -279,8 +279,17 @@ class Job:
         with al.observe(model, ledger, phase=stage):
             said = self.examiner.answers(model, self.data.forget)
         pairs = zip(self.data.forget, said, strict=True)
-        stand_ins = (Question(text=each.text, answer=" ".join(found)) for each, found in pairs)
-        return (*self.data.retain, *stand_ins)
+        return (*self.data.retain, *(self._answered(each.text, found) for each, found in pairs))
+
+    def _answered(self, asked: str, words: list[str]) -> Question:
+        """Take an answer of the model for right, as far as it fits.
+
+        Tokens that spell no word of the texts, read as text again, may be more than they were.
+        """
+        room = self.longest - 3 - len(self.tokenizer.encode(asked))
+        while len(self.tokenizer.encode(" ".join(words))) > room:
+            words = words[:-1]
+        return Question(text=asked, answer=" ".join(words))
 
     def _adapt(
         self,

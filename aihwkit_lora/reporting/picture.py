@@ -25,6 +25,8 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"linestyle": "solid", "linewidth": 4.5, "alpha": 0.5},
     {"linestyle": "dashed", "linewidth": 1.7},
     {"linestyle": "dotted", "linewidth": 1.7},
+    {"linestyle": "dashdot", "linewidth": 1.2},
+    {"linestyle": (0, (6, 1, 1, 1, 1, 1)), "linewidth": 1.2},
 )
 _INK = "#222222"
 _GREY = "#8A8A8A"

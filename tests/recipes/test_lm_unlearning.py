@@ -8,8 +8,10 @@ import torch
 
 import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError, SealError, UnknownNameError
-from aihwkit_lora.recipes.lm_unlearning import LmUnlearning
+from aihwkit_lora.recipes.lm_data import load_texts
+from aihwkit_lora.recipes.lm_unlearning import Job, LmUnlearning
 from aihwkit_lora.recipes.recipe import RECIPES, run_recipe
+from aihwkit_lora.recipes.run_folder import RunFolder
 from aihwkit_lora.unlearning.request_log import RequestLog
 
 ARMS = {
@@ -102,6 +104,20 @@ def test_asking_for_the_stand_ins_is_counted(stored):
         assert found[name]["energy_j"]["value"] > steps > 0
     steps = sum(step["energy_j"] for step in found["forget"]["steps"])
     assert found["forget"]["energy_j"]["value"] == pytest.approx(steps)
+
+
+def test_whatever_the_model_says_fits_as_an_answer(tmp_path):
+    config = LmUnlearning(quick=True).shortened()
+    folder = RunFolder(tmp_path, recipe="lm_unlearning", config={})
+    job = Job(config, load_texts(config), al.chips.get("rm-180nm"), folder)
+    asked = job.data.forget[0].text
+    # A word of the texts is one token; what is none is spelt out, and may be many.
+    for words in (["the"], ["<start>"] * job.longest, []):
+        answer = job._answered(asked, words).answer.split()
+        taken = len(job.tokenizer.encode(asked)) + len(job.tokenizer.encode(" ".join(answer))) + 3
+        assert taken <= job.longest
+        assert answer == words[: len(answer)]
+        assert bool(answer) == bool(words)
 
 
 def test_the_full_update_writes_once_for_each_stage(stored):
