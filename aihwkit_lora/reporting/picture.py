@@ -28,6 +28,7 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"linestyle": "dashdot", "linewidth": 1.2},
     {"linestyle": (0, (6, 1, 1, 1, 1, 1)), "linewidth": 1.2},
 )
+_ENTRIES_IN_A_ROW = 5
 _INK = "#222222"
 _GREY = "#8A8A8A"
 
@@ -122,7 +123,8 @@ def _add_legend(axes: Axes, colours: dict[str, str], arms: list[str]) -> None:
     axes.legend(
         lines,
         [*colours, *arms],
-        ncols=len(lines),
+        # One row as far as it fits beside the axes' own width; a longer one would squeeze them.
+        ncols=len(lines) if len(lines) <= _ENTRIES_IN_A_ROW else -(-len(lines) // 2),
         loc="lower left",
         bbox_to_anchor=(0.0, 1.08),
         borderaxespad=0.0,
