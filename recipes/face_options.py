@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aihwkit_lora as al
-from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.recipes.arm_options import ArmOptions
 from aihwkit_lora.recipes.face_baselines import BASELINES
 from aihwkit_lora.recipes.face_data import FaceDataConfig
 from aihwkit_lora.recipes.face_models import MODELS
@@ -17,7 +17,7 @@ from aihwkit_lora.recipes.in_situ import device_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaceRecognition(FaceDataConfig):
+class FaceRecognition(ArmOptions, FaceDataConfig):
     """Options of the recipe; those of the data come first.
 
     Args:
@@ -111,19 +111,7 @@ class FaceRecognition(FaceDataConfig):
         self._require("learn_rate", "above 0", self.learn_rate > 0.0)
         self._require("restore_microsiemens", "of 0 or more", self.restore_microsiemens >= 0.0)
         self._require("verify", "of 0 or more", self.verify >= 0)
-        sigmas = self.noise_microsiemens
-        fits = bool(sigmas) and min(sigmas) >= 0 and len(set(sigmas)) == len(sigmas)
-        self._require("noise_microsiemens", "with some σ of 0 µS or more, each once", fits)
-
-    def _require(self, name: str, expected: str, satisfied: bool) -> None:
-        if not satisfied:
-            raise ConfigurationError(f"expected {name} {expected}, found {getattr(self, name)}.")
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """Names of the baselines to run, in the order given."""
-        names = (name.strip() for name in self.baselines.split(","))
-        return tuple(dict.fromkeys(filter(None, names))) if self.baseline else ()
+        self._require_sigmas()
 
     @property
     def resolved(self) -> FaceRecognition:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from aihwkit_lora.recipes.mixer import LORA_TARGETS
 from aihwkit_lora.recipes.noise_sweep import noise_sweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.staged_job import StagedJob, trainable
 from aihwkit_lora.recipes.training import (
     VALIDATION,
     Evaluation,
@@ -113,7 +114,7 @@ def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecor
     return tuple(finished.record for finished in done)
 
 
-class Job:
+class Job(StagedJob):
     """The stages of one run.
 
     Args:
@@ -126,7 +127,8 @@ class Job:
     def __init__(
         self, config: FaceRecognition, faces: FaceData, chip: Chip, folder: RunFolder
     ) -> None:
-        self.config, self.faces, self.chip, self.folder = config, faces, chip, folder
+        super().__init__(chip)
+        self.config, self.faces, self.folder = config, faces, folder
 
     def learn(self) -> Finished:
         """Learn the first people in torch. That happens off the chip and is not counted."""
@@ -155,12 +157,10 @@ class Job:
 
     def program(self, learnt: nn.Module) -> Finished:
         """Convert, program by write–verify, and freeze."""
-        start, ledger = time.perf_counter(), Ledger()
-        model = al.convert(learnt, self.chip).requires_grad_(False)
-        al.program_(model, self.chip, ledger=ledger, phase="program", seed=self.config.seed)
-        al.freeze_(model)
+        start = time.perf_counter()
+        model, counts = self._on_arrays(learnt, seed=self.config.seed)
         metrics = self._learnt(model)
-        return self._finished("program", model, ledger.total(), start, metrics=metrics)
+        return self._finished("program", model, counts, start, metrics=metrics)
 
     def forget(self, programmed: nn.Module, *, arm: Adapted = "hybrid") -> Finished:
         """Forget one person by a LoRA branch, and seal it where it stands beside arrays."""
@@ -251,16 +251,15 @@ class Job:
         callbacks = [*guards, *meters, recorder]
         fit(trainee, self._images(stage), self.faces, schedule, log=log, callbacks=callbacks)
         trainee.restore_best()
-        trained = _trainable(model)
+        trained = trainable(model)
         if isinstance(model, PeftModel) and stage == "forget":
             self._settle(model, sealed=arm == "hybrid")
         off = self._adapter_off(model) if arm == "hybrid" else {}
         metrics = {**self.evaluate(stage, model), **off}
-        finished = self._finished(stage, model, ledger.total(phase=stage), start, metrics=metrics)
-        record = dataclasses.replace(
-            finished.record, steps=tuple(recorder.steps), trainable_parameters=trained
+        counts, steps = ledger.total(phase=stage), tuple(recorder.steps)
+        return self._finished(
+            stage, model, counts, start, metrics=metrics, steps=steps, trained=trained
         )
-        return Finished(model, record)
 
     def evaluate(self, stage: Stage, model: nn.Module) -> dict[str, float]:
         """Accuracy on the test images of each group that there is at a stage.
@@ -383,33 +382,7 @@ class Job:
         self, name: str, model: nn.Module, start: float, metrics: dict[str, float]
     ) -> Finished:
         """A stage in which nothing is trained, whatever the one before has left."""
-        finished = self._finished(name, model, Counts(), start, metrics=metrics)
-        return Finished(model, dataclasses.replace(finished.record, trainable_parameters=0))
-
-    def _finished(
-        self,
-        name: str,
-        model: nn.Module,
-        counts: Counts,
-        start: float,
-        *,
-        metrics: Mapping[str, float],
-    ) -> Finished:
-        frozen = next(al.frozen_layers(model), None) is not None
-        record = StageRecord(
-            name=name,
-            metrics=metrics,
-            counts=counts,
-            energy=al.price(counts, self.chip),
-            trainable_parameters=_trainable(model),
-            fingerprint=al.fingerprint(model) if frozen else "",
-            wall_s=time.perf_counter() - start,
-        )
-        return Finished(model, record)
-
-
-def _trainable(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return self._finished(name, model, Counts(), start, metrics=metrics, trained=0)
 
 
 RECIPES.add(

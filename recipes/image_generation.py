@@ -60,6 +60,7 @@ from aihwkit_lora.recipes.noise_sweep import NoiseSweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
 from aihwkit_lora.recipes.reprogramming import deploy_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.staged_job import StagedJob, trainable
 from aihwkit_lora.recipes.training import StepRecorder
 from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
 from aihwkit_lora.tiles.write_noise import noisy_chips
@@ -102,7 +103,7 @@ def run(config: ImageGeneration, folder: RunFolder) -> RunReport:
     )
 
 
-class Job:
+class Job(StagedJob):
     """The stages of one run.
 
     Args:
@@ -115,7 +116,8 @@ class Job:
     def __init__(
         self, config: ImageGeneration, data: ImageData, chip: Chip, folder: RunFolder
     ) -> None:
-        self.config, self.data, self.chip, self.folder = config, data, chip, folder
+        super().__init__(chip)
+        self.config, self.data, self.folder = config, data, folder
 
     @cached_property
     def examiner(self) -> Examiner:
@@ -154,14 +156,11 @@ class Job:
 
     def program(self, learnt: nn.Module) -> Finished:
         """Convert, program by write–verify, and freeze."""
-        start, ledger = time.perf_counter(), Ledger()
-        digital = digital_modules(learnt)
-        model = al.convert(learnt, self.chip, exclude_modules=digital).requires_grad_(False)
-        al.program_(model, self.chip, ledger=ledger, phase="program", seed=self.config.seed)
-        al.freeze_(model)
+        start, digital = time.perf_counter(), digital_modules(learnt)
+        model, counts = self._on_arrays(learnt, seed=self.config.seed, digital=digital)
         self.examiner.grid(model, self._picture("program"))
         metrics = self.examiner.learnt(model)
-        return self._finished("program", model, ledger.total(), start, metrics=metrics)
+        return self._finished("program", model, counts, start, metrics=metrics)
 
     def hybrid(self, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
         """Adapters beside frozen arrays; then write noise, and restoring a noisy chip."""
@@ -230,14 +229,15 @@ class Job:
             self._start_row(master)
         teacher = copy.deepcopy(master).eval().requires_grad_(False)
         counts, steps = self._adapt("deploy_once", stage, master, teacher)
-        trained = _trainable(master)
+        trained = trainable(master)
         deploy_(master, arrays, self.chip, ledger=ledger, seed=self.config.seed + len(stage))
         metrics = self.examiner.adapted(arrays, before, new=stage == "continue")
         self.examiner.grid(arrays, self._picture(f"deploy_once-{stage}"))
         counts = Counts.sum([counts, ledger.total()])
-        finished = self._finished(stage, arrays, counts, start, metrics=metrics, steps=steps)
-        record = dataclasses.replace(finished.record, trainable_parameters=trained)
-        return Finished(pair, record)
+        finished = self._finished(
+            stage, arrays, counts, start, metrics=metrics, steps=steps, trained=trained
+        )
+        return Finished(pair, finished.record)
 
     def noise(self, models: Mapping[str, nn.Module]) -> Finished:
         """Look at chips with write noise on top; one image of each style and object says enough."""
@@ -252,8 +252,7 @@ class Job:
         )
         sweep.write(self.folder.path)
         model = models["hybrid"]
-        finished = self._finished("noise", model, Counts(), start, metrics=sweep.metrics())
-        return Finished(model, dataclasses.replace(finished.record, trainable_parameters=0))
+        return self._finished("noise", model, Counts(), start, metrics=sweep.metrics(), trained=0)
 
     def _hits(self, model: nn.Module) -> Hits:
         def right(microsiemens: int, chip: int) -> Tensor:
@@ -383,33 +382,6 @@ class Job:
 
     def _picture(self, name: str) -> Path:
         return self.folder.path / "pictures" / f"{name}.png"
-
-    def _finished(
-        self,
-        name: str,
-        model: nn.Module,
-        counts: Counts,
-        start: float,
-        *,
-        metrics: Mapping[str, float],
-        steps: tuple[StepRecord, ...] = (),
-    ) -> Finished:
-        frozen = next(al.frozen_layers(model), None) is not None
-        record = StageRecord(
-            name=name,
-            metrics=metrics,
-            counts=counts,
-            energy=al.price(counts, self.chip),
-            trainable_parameters=_trainable(model),
-            fingerprint=al.fingerprint(model) if frozen else "",
-            steps=steps,
-            wall_s=time.perf_counter() - start,
-        )
-        return Finished(model, record)
-
-
-def _trainable(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 RECIPES.add(

@@ -329,7 +329,6 @@ def fit(
     steps: int,
     log: Path,
     callbacks: list[pl.Callback],
-    progress: bool = False,
 ) -> None:
     """Train a stage with Lightning.
 
@@ -339,7 +338,6 @@ def fit(
         steps: Optimiser steps.
         log: Folder for the values of each step, as CSV.
         callbacks: Lightning callbacks.
-        progress: Whether to show a bar.
     """
     with warnings.catch_warnings():
         # Batches are drawn in memory, so workers would only cost time.
@@ -355,7 +353,7 @@ def fit(
             log_every_n_steps=1,
             gradient_clip_val=1.0,
             enable_checkpointing=False,
-            enable_progress_bar=progress or shown(),
+            enable_progress_bar=shown(),
             enable_model_summary=False,
             callbacks=callbacks,
         )

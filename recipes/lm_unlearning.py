@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -43,6 +42,7 @@ from aihwkit_lora.recipes.noise_sweep import noise_sweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
 from aihwkit_lora.recipes.reprogramming import deploy_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.staged_job import StagedJob, trainable
 from aihwkit_lora.recipes.training import StepRecorder
 from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
 from aihwkit_lora.tiles.write_noise import noisy_chips
@@ -87,7 +87,7 @@ def run(config: LmUnlearning, folder: RunFolder) -> RunReport:
     )
 
 
-class Job:
+class Job(StagedJob):
     """The stages of one run.
 
     Args:
@@ -98,7 +98,8 @@ class Job:
     """
 
     def __init__(self, config: LmUnlearning, data: TextData, chip: Chip, folder: RunFolder) -> None:
-        self.config, self.data, self.chip, self.folder = config, data, chip, folder
+        super().__init__(chip)
+        self.config, self.data, self.folder = config, data, folder
         everything = (*data.learnt, *data.new)
         self.tokenizer = Tokenizer(_texts(everything), config.vocabulary)
         self.longest = max(_lengths(self.tokenizer, everything))
@@ -122,13 +123,10 @@ class Job:
         """Convert, program by write–verify, and freeze."""
         # Asked for first, because that trains the retrained model unless it is there.
         truth_ratios = self.truth_ratios
-        start, ledger = time.perf_counter(), Ledger()
-        digital = ["head"] if self.config.head == "digital" else []
-        model = al.convert(learnt, self.chip, exclude_modules=digital).requires_grad_(False)
-        al.program_(model, self.chip, ledger=ledger, phase="program", seed=self.config.seed)
-        al.freeze_(model)
+        start, digital = time.perf_counter(), ["head"] if self.config.head == "digital" else []
+        model, counts = self._on_arrays(learnt, seed=self.config.seed, digital=digital)
         metrics = self.examiner.learnt(model, truth_ratios)
-        return self._finished("program", model, ledger.total(), start, metrics=metrics)
+        return self._finished("program", model, counts, start, metrics=metrics)
 
     def hybrid(self, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
         """Adapters beside frozen arrays; then write noise, and restoring a noisy chip."""
@@ -190,13 +188,14 @@ class Job:
         teacher = copy.deepcopy(master).eval().requires_grad_(False)
         kept = self._replayed(stage, master, ledger)
         _, steps = self._adapt("deploy_once", stage, master, kept, ledger, teacher)
-        trained = _trainable(master)
+        trained = trainable(master)
         deploy_(master, arrays, self.chip, ledger=ledger, seed=self.config.seed + len(stage))
         metrics = self._measured(stage, arrays)
         counts = ledger.total()
-        finished = self._finished(stage, arrays, counts, start, metrics=metrics, steps=steps)
-        record = dataclasses.replace(finished.record, trainable_parameters=trained)
-        return Finished(pair, record)
+        finished = self._finished(
+            stage, arrays, counts, start, metrics=metrics, steps=steps, trained=trained
+        )
+        return Finished(pair, finished.record)
 
     def noise(self, base: nn.Module, hybrid: nn.Module) -> Finished:
         """Look at chips whose cells are off by a normal error, and at drift where it is known."""
@@ -219,8 +218,7 @@ class Job:
         for found in (noise, drift):
             found.write(self.folder.path)
         metrics = {**noise.metrics(), **drift.metrics()}
-        finished = self._finished("noise", hybrid, Counts(), start, metrics=metrics)
-        return Finished(hybrid, dataclasses.replace(finished.record, trainable_parameters=0))
+        return self._finished("noise", hybrid, Counts(), start, metrics=metrics, trained=0)
 
     def restore(self, model: nn.Module) -> Finished:
         """Train a third branch on one noisy chip; the sealed one stays active."""
@@ -354,29 +352,6 @@ class Job:
     def _log(self, name: str) -> Path:
         return self.folder.path / "logs" / name
 
-    def _finished(
-        self,
-        name: str,
-        model: nn.Module,
-        counts: Counts,
-        start: float,
-        *,
-        metrics: Mapping[str, float],
-        steps: tuple[StepRecord, ...] = (),
-    ) -> Finished:
-        frozen = next(al.frozen_layers(model), None) is not None
-        record = StageRecord(
-            name=name,
-            metrics=metrics,
-            counts=counts,
-            energy=al.price(counts, self.chip),
-            trainable_parameters=_trainable(model),
-            fingerprint=al.fingerprint(model) if frozen else "",
-            steps=steps,
-            wall_s=time.perf_counter() - start,
-        )
-        return Finished(model, record)
-
 
 def _texts(questions: tuple[Question, ...]) -> list[str]:
     return [
@@ -391,10 +366,6 @@ def _lengths(tokenizer: Tokenizer, questions: tuple[Question, ...]) -> list[int]
     pairs = [(q.text, text) for q in questions for text in (q.answer, q.right_answer, *q.wrong)]
     # <start>, <answer> and <end> are three more.
     return [len(tokenizer.encode(asked)) + len(tokenizer.encode(text)) + 3 for asked, text in pairs]
-
-
-def _trainable(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 RECIPES.add(

@@ -32,6 +32,7 @@ from aihwkit_lora.recipes.face_objectives import Objective, hinge, learning, var
 from aihwkit_lora.recipes.mixer import MlpMixer
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.staged_job import StagedJob
 from aihwkit_lora.recipes.training import (
     VALIDATION,
     Evaluation,
@@ -151,7 +152,7 @@ def run(config: RequestStream, folder: RunFolder) -> RunReport:
     )
 
 
-class Job:
+class Job(StagedJob):
     """The stages of one run.
 
     Args:
@@ -161,7 +162,7 @@ class Job:
 
     def __init__(self, config: RequestStream, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
-        self.chip = al.chips.find(config.chip)
+        super().__init__(al.chips.find(config.chip))
         *before, last = config.people
         self.faces = load_faces(
             FaceDataConfig(
@@ -194,7 +195,8 @@ class Job:
         log = self.folder.path / "logs" / "learn"
         fit(trainee, self.faces.train.of(*labels), self.faces, schedule, log=log, callbacks=[])
         trainee.restore_best()
-        return self._finished("learn", model, Counts(), start, self._accuracies(model, people))
+        metrics = self._accuracies(model, people)
+        return self._finished("learn", model, Counts(), start, metrics=metrics)
 
     def program(self, learnt: nn.Module) -> Finished:
         """Convert, program by write–verify, and freeze.
@@ -202,12 +204,10 @@ class Job:
         Args:
             learnt: Model in torch.
         """
-        start, ledger = time.perf_counter(), Ledger()
-        model = al.convert(learnt, self.chip).requires_grad_(False)
-        al.program_(model, self.chip, ledger=ledger, phase="program", seed=self.config.seed)
-        al.freeze_(model)
+        start = time.perf_counter()
+        model, counts = self._on_arrays(learnt, seed=self.config.seed)
         metrics = self._accuracies(model, self.config.first)
-        return self._finished("program", model, ledger.total(), start, metrics)
+        return self._finished("program", model, counts, start, metrics=metrics)
 
     def serve(self, programmed: nn.Module, composition: Composition) -> Iterator[StageRecord]:
         """Serve all requests, one adapter each.
@@ -272,7 +272,7 @@ class Job:
         peaks = [step.metrics.get("forget_accuracy", 0.0) for step in recorder.steps]
         if phase.learns and phase.forgotten_so_far:
             metrics["peak_forget_accuracy"] = max(peaks)
-        return self._finished(name, model, ledger.total(phase=name), start, metrics)
+        return self._finished(name, model, ledger.total(phase=name), start, metrics=metrics)
 
     def _objective(self, phase: Phase, composition: Composition) -> Objective:
         gone = [unit for unit in phase.forgotten_so_far if unit not in phase.units]
@@ -313,26 +313,6 @@ class Job:
 
     def _labels(self, people: Iterable[int]) -> tuple[int, ...]:
         return tuple(self.config.people.index(person) for person in people)
-
-    def _finished(
-        self,
-        name: str,
-        model: nn.Module,
-        counts: Counts,
-        start: float,
-        metrics: Mapping[str, float],
-    ) -> Finished:
-        frozen = next(al.frozen_layers(model), None) is not None
-        record = StageRecord(
-            name=name,
-            metrics=metrics,
-            counts=counts,
-            energy=al.price(counts, self.chip),
-            trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            fingerprint=al.fingerprint(model) if frozen else "",
-            wall_s=time.perf_counter() - start,
-        )
-        return Finished(model, record)
 
 
 def serving(

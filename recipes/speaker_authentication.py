@@ -47,8 +47,9 @@ from aihwkit_lora.recipes.speaker_training import (
     saturating,
 )
 from aihwkit_lora.recipes.spiking import LORA_TARGETS, SpikingNet
+from aihwkit_lora.recipes.staged_job import StagedJob
 from aihwkit_lora.recipes.training import VALIDATION, StepRecorder
-from aihwkit_lora.reporting import Ratio, RunReport, StageRecord, StepRecord, environment
+from aihwkit_lora.reporting import Ratio, RunReport, StageRecord, environment
 from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.metrics.probe import linear_probe
@@ -106,7 +107,7 @@ def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecor
     return tuple(finished.record for finished in done)
 
 
-class Job:
+class Job(StagedJob):
     """The stages of one run.
 
     Args:
@@ -119,7 +120,8 @@ class Job:
     def __init__(
         self, config: SpeakerAuthentication, speakers: SpeakerData, chip: Chip, folder: RunFolder
     ) -> None:
-        self.config, self.speakers, self.chip, self.folder = config, speakers, chip, folder
+        super().__init__(chip)
+        self.config, self.speakers, self.folder = config, speakers, folder
 
     def learn(self) -> Finished:
         """Learn the first speakers in torch. That happens off the chip and is not counted."""
@@ -135,12 +137,10 @@ class Job:
 
     def program(self, learnt: nn.Module) -> Finished:
         """Convert, program by write–verify, and freeze."""
-        start, ledger = time.perf_counter(), Ledger()
-        model = al.convert(learnt, self.chip).requires_grad_(False)
-        al.program_(model, self.chip, ledger=ledger, phase="program", seed=self.config.seed)
-        al.freeze_(model)
+        start = time.perf_counter()
+        model, counts = self._on_arrays(learnt, seed=self.config.seed)
         metrics = self._learnt(model)
-        return self._finished("program", model, ledger.total(), start, metrics=metrics)
+        return self._finished("program", model, counts, start, metrics=metrics)
 
     def forget(self, programmed: nn.Module, *, arm: Adapted = "hybrid") -> Finished:
         """Forget one speaker by a LoRA branch, and seal it where it stands beside arrays."""
@@ -179,7 +179,7 @@ class Job:
         )
         sweep.write(self.folder.path)
         metrics |= {**self._at_restored(sweep), **sweep.metrics()}
-        return self._finished("noise", continued, Counts(), start, metrics=metrics)
+        return self._finished("noise", continued, Counts(), start, metrics=metrics, trained=0)
 
     def drift(self, base: nn.Module, continued: nn.Module) -> Finished:
         """Let a year pass, or say why nobody knows what that would do."""
@@ -197,7 +197,8 @@ class Job:
         sweep.write(self.folder.path)
         if isinstance(sweep, NoDrift):
             self.folder.say(f"hybrid-drift: {sweep.reason}")
-        return self._finished("drift", continued, Counts(), start, metrics=sweep.metrics())
+        metrics = sweep.metrics()
+        return self._finished("drift", continued, Counts(), start, metrics=metrics, trained=0)
 
     def restore(self, continued: nn.Module) -> Finished:
         """Make up for one chip's write noise by a third branch; the others stay active."""
@@ -402,34 +403,6 @@ class Job:
         seed = 1000 * self.config.seed + _STREAMS.index(stage)
         return torch.Generator().manual_seed(seed)
 
-    def _finished(
-        self,
-        name: str,
-        model: nn.Module,
-        counts: Counts,
-        start: float,
-        *,
-        metrics: dict[str, float],
-        steps: tuple[StepRecord, ...] = (),
-    ) -> Finished:
-        frozen = next(al.frozen_layers(model), None) is not None
-        # Nothing is trained while somebody only looks, whatever the stage before has left.
-        trained = (p.numel() for p in model.parameters() if p.requires_grad and name not in _LOOKS)
-        record = StageRecord(
-            name=name,
-            metrics=metrics,
-            counts=counts,
-            energy=al.price(counts, self.chip),
-            trainable_parameters=sum(trained),
-            fingerprint=al.fingerprint(model) if frozen else "",
-            steps=steps,
-            wall_s=time.perf_counter() - start,
-        )
-        return Finished(model, record)
-
-
-_LOOKS = ("noise", "drift")
-"""Stages without training."""
 
 _STREAMS = ("learn", "forget", "continue", "restore", "grow", "replay")
 """Stages with random numbers of their own."""

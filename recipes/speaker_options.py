@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import aihwkit_lora as al
-from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.recipes.arm_options import ArmOptions
 from aihwkit_lora.recipes.speaker_baselines import BASELINES
 from aihwkit_lora.recipes.speaker_data import SpeakerDataConfig
 from aihwkit_lora.recipes.spiking import NEURONS
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeakerAuthentication(SpeakerDataConfig):
+class SpeakerAuthentication(ArmOptions, SpeakerDataConfig):
     """Options of the recipe; those of the data come first.
 
     Args:
@@ -91,19 +91,7 @@ class SpeakerAuthentication(SpeakerDataConfig):
         for name in ("weight_noise", "restore_microsiemens"):
             self._require(name, "of 0 or more", getattr(self, name) >= 0.0)
         self._require("replay", "above 0, up to 1", 0.0 < self.replay <= 1.0)
-        sigmas = self.noise_microsiemens
-        fits = bool(sigmas) and min(sigmas) >= 0 and len(set(sigmas)) == len(sigmas)
-        self._require("noise_microsiemens", "with some σ of 0 µS or more, each once", fits)
-
-    def _require(self, name: str, expected: str, satisfied: bool) -> None:
-        if not satisfied:
-            raise ConfigurationError(f"expected {name} {expected}, found {getattr(self, name)}.")
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """Names of the baselines to run, in the order given."""
-        names = (name.strip() for name in self.baselines.split(","))
-        return tuple(dict.fromkeys(filter(None, names))) if self.baseline else ()
+        self._require_sigmas()
 
     @property
     def sigmas_microsiemens(self) -> tuple[float, ...]:
