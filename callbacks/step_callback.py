@@ -135,7 +135,7 @@ def _log(callbacks: list[StepCallback], trainer: pl.Trainer, pl_module: pl.Light
         values |= row
         trainer.progress_bar_metrics.update(callback._shown(row))
     tensors = torch.tensor(list(values.values()), dtype=torch.float64)
-    trainer.callback_metrics.update(zip(values, tensors, strict=True))
+    trainer.callback_metrics.update(zip(values, tensors.unbind(), strict=True))
     step = _step(trainer, pl_module)
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if every and ((step + 1) % every == 0 or trainer.should_stop):

@@ -7,6 +7,8 @@ notice that it is metered. On other devices the same is a handful of torch's ope
 from __future__ import annotations
 
 import math
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -31,24 +33,25 @@ def squared_codes(drive: Tensor, full: int) -> tuple[Tensor, int]:
         >>> squared_codes(torch.tensor([[0.5, 0.0], [1.0, 0.0]]), full=127)
         (tensor([20225,     0]), 2)
     """
-    values = drive.detach().float()
+    values = drive.detach()
+    if values.dtype is not torch.float32:
+        values = values.float()
     if values.device.type != _COMPILED_FOR:
         squares = (values * full).round_().square_()
         added = _whole_sum(squares, full**2)
         return added, int(_whole_sum(squares.clamp_(max=1.0), 1).sum())
-    from aihwkit_lora.metering import code_loops  # numba takes a while to import
-
-    *leading, _, rows = drive.shape
-    tiles = values.reshape(math.prod(leading), *drive.shape[-2:])
+    # Arrays, since each small operation of torch takes some ten times as long as numpy's.
+    *leading, vectors, rows = values.shape
+    tiles = values.numpy().reshape(math.prod(leading), vectors, rows)
     found = np.zeros((len(tiles), rows), np.int64)
     # In the order that they have in memory: tiles of one layer often share a batch of inputs.
-    if tiles.is_contiguous():
+    if tiles.flags.c_contiguous:
         ordered, sums = tiles[:, :, None], found[:, None]
     else:
-        ordered, sums = tiles.transpose(0, 1).contiguous()[None], found[None]
+        ordered, sums = np.ascontiguousarray(tiles.transpose(1, 0, 2))[None], found[None]
     exact = _WHOLE // full**2
-    active = code_loops.squared_codes(ordered.numpy(), np.float32(full), exact, sums)
-    return torch.from_numpy(found).reshape(*leading, rows), int(active)
+    active = _loops().squared_codes(ordered, np.float32(full), exact, sums)
+    return torch.from_numpy(found.reshape(*leading, rows)), int(active)
 
 
 def squared_codes_of_largest(drive: Tensor, scale: Tensor, full: int) -> Tensor:
@@ -69,11 +72,9 @@ def squared_codes_of_largest(drive: Tensor, scale: Tensor, full: int) -> Tensor:
     values, factors = drive.detach().float(), scale.detach().float()
     if values.device.type != _COMPILED_FOR:
         return torch.stack([_of_largest(values * factor, full) for factor in factors])
-    from aihwkit_lora.metering import code_loops
-
     found = np.zeros(tuple(factors.shape), np.int64)
     arrays = values.contiguous().numpy(), factors.contiguous().numpy()
-    code_loops.squared_codes_of_largest(*arrays, np.float32(full), _WHOLE // full**2, found)
+    _loops().squared_codes_of_largest(*arrays, np.float32(full), _WHOLE // full**2, found)
     return torch.from_numpy(found)
 
 
@@ -89,13 +90,19 @@ def exact_dot(left: Tensor, right: Tensor) -> int:
         >>> exact_dot(large, large) == 2**80 + 2**66
         True
     """
-    from aihwkit_lora.metering import code_loops
-
     sums = np.zeros((4, 2), np.uint64)
-    code_loops.dot(left.flatten().numpy(), right.flatten().numpy(), sums)
+    _loops().dot(left.numpy().reshape(-1), right.numpy().reshape(-1), sums)
     # Of products of halves: low · low, low · high, high · low, high · high.
     parts = [low + (wraps << 64) for low, wraps in sums.tolist()]
     return sum(part << shift for part, shift in zip(parts, (0, 32, 32, 64), strict=True))
+
+
+@cache
+def _loops() -> ModuleType:
+    """The compiled loops, once somebody counts: numba takes a while to import."""
+    from aihwkit_lora.metering import code_loops
+
+    return code_loops
 
 
 def _of_largest(drive: Tensor, full: int) -> Tensor:

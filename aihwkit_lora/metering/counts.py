@@ -126,7 +126,9 @@ class Counts(Mapping[str, int]):
         values, levels = self._values, self._levels
         for event, value in part._values.items():
             values[event] = values.get(event, 0) + value
-            levels[event] = levels.get(event, Level.EXACT).or_less_sure(part._levels[event])
+        for event, level in part._levels.items():
+            if (known := levels.setdefault(event, level)) is not level:
+                levels[event] = known.or_less_sure(level)
 
     def minus(self, earlier: Counts) -> Counts:
         """What happened after ``earlier``, an older total of the same ledger.
@@ -136,8 +138,9 @@ class Counts(Mapping[str, int]):
         Raises:
             ConfigurationError: ``earlier`` is not part of this.
         """
-        values = {k: self[k] - earlier[k] for k in {*self, *earlier} if self[k] != earlier[k]}
-        behind = sorted(k for k, v in values.items() if v < 0)
+        own, before = self._values, earlier._values
+        values = {k: new for k, v in own.items() if (new := v - before.get(k, 0))}
+        behind = sorted({k for k, v in values.items() if v < 0} | (before.keys() - own.keys()))
         if behind:
             raise ConfigurationError(
                 f"counts: expected an earlier total, got one with more {', '.join(behind)}. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -69,16 +69,18 @@ class DigitalProbe(Probe):
     def __init__(self, sink: Sink, name: str, macs: MacCounter) -> None:
         super().__init__(sink, name)
         self._macs = macs
+        self._kind: type[nn.Module] = nn.Module
+        self._on_unit = False
 
     def __call__(
         self, layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Tensor
     ) -> None:
         """Count a pass, and its gradients when they arrive."""
         macs = self._macs(layer, output)
-        first = next(iter((*inputs, *named.values())), None)
-        if isinstance(layer, UnitLayer) and isinstance(first, Tensor):
-            traffic = layer.memory_traffic(first, output)
-            self._add({layer.mac_event: macs.forward, **traffic})
+        first = inputs[0] if inputs else next(iter(named.values()), None)
+        if isinstance(first, Tensor) and (unit := self._unit(layer)) is not None:
+            traffic = unit.memory_traffic(first, output)
+            self._add({unit.mac_event: macs.forward, **traffic})
         else:
             self._add({"forward_macs": macs.forward})
         if not output.requires_grad:
@@ -89,6 +91,13 @@ class DigitalProbe(Probe):
             * _wants_gradient(getattr(layer, "weight", None)),
         }
         output.register_hook(lambda _: self._add(backward))
+
+    def _unit(self, layer: nn.Module) -> UnitLayer | None:
+        # Asked once for each class: Python looks for all parts of a protocol, which takes longer
+        # than counting. Layers change their class when they come to a unit.
+        if type(layer) is not self._kind:
+            self._kind, self._on_unit = type(layer), isinstance(layer, UnitLayer)
+        return cast(UnitLayer, layer) if self._on_unit else None
 
 
 class ActivationProbe(Probe):

@@ -23,6 +23,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str], Counts] = {}
+        self._totals: dict[str | None, Counts] = {}
 
     def add(self, counts: Counts, *, phase: str, layer: str) -> None:
         """Add counts.
@@ -33,7 +34,11 @@ class Ledger:
             layer: Where: the layer's full name, ``""`` for the model as a whole.
         """
         # In place, because a training step adds some dozens of times; only copies are handed out.
-        self._entries.setdefault((phase, layer), Counts())._take(counts)
+        self._totals.clear()
+        entry = self._entries.get((phase, layer))
+        if entry is None:
+            entry = self._entries[phase, layer] = Counts()
+        entry._take(counts)
 
     def total(
         self, *, phase: str | None = None, layer: str | None = None, side: Side | None = None
@@ -45,11 +50,16 @@ class Ledger:
             layer: Only this layer; all if None.
             side: Only events on this side of the chip; all if None.
         """
-        total = Counts.sum(
-            counts
-            for (at_phase, at_layer), counts in self._entries.items()
-            if phase in (None, at_phase) and layer in (None, at_layer)
-        )
+        # Several meters ask for the same totals after each step, and nobody can change them.
+        total = self._totals.get(phase) if layer is None else None
+        if total is None:
+            total = Counts.sum(
+                counts
+                for (at_phase, at_layer), counts in self._entries.items()
+                if phase in (None, at_phase) and layer in (None, at_layer)
+            )
+            if layer is None:
+                self._totals[phase] = total
         if side is None:
             return total
         return total.only(event for event in total if EVENTS.get(event).side == side)
@@ -94,6 +104,7 @@ class Ledger:
         Args:
             state: A stored ledger.
         """
+        self._totals.clear()
         self._entries = {
             (entry["phase"], entry["layer"]): Counts.from_dict(entry["counts"])
             for entry in state["entries"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -61,7 +62,7 @@ class Quantity:
             )
         _ = self.interval
 
-    @property
+    @cached_property  # asked for in every training step that is metered
     def interval(self) -> Interval:
         """Value and range."""
         low = self.value if self.low is None else self.low
@@ -195,19 +196,23 @@ def price(counts: Counts, chip: Priced) -> EnergyReport:
         306
     """
     prices = chip.prices
-    happened = [event for event in counts if counts[event]]
+    # In the order of their names: sums of floats depend on it, and a run that was resumed has met
+    # its events in another order than one that was not.
+    happened = sorted(event for event in counts if counts[event])
     return EnergyReport(
         chip=chip.name,
-        energy_by_event=_bill(counts, prices.energy),
-        latency_by_event=_bill(counts, prices.latency),
+        energy_by_event=_bill(happened, counts, prices.energy),
+        latency_by_event=_bill(happened, counts, prices.latency),
         unpriced_energy=_missing(happened, prices.energy, prices.energy_free),
         unpriced_latency=_missing(happened, prices.latency, prices.latency_free),
         level=counts.level,
     )
 
 
-def _bill(counts: Counts, prices: Mapping[str, Quantity]) -> dict[str, Interval]:
-    bill = {event: prices[event].interval * counts[event] for event in counts if event in prices}
+def _bill(
+    happened: list[str], counts: Counts, prices: Mapping[str, Quantity]
+) -> dict[str, Interval]:
+    bill = {event: prices[event].interval * counts[event] for event in happened if event in prices}
     return {event: cost for event, cost in bill.items() if cost.high > 0.0}
 
 

@@ -9,7 +9,7 @@ physics is aihwkit's: the steps below follow ``AnalogMVM.matmul`` and its C++ tw
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -323,6 +323,13 @@ def _fraction_of_full_scale(drive: Tensor, io: TileIO) -> Tensor:
     return drive if io.inp_bound == 1.0 else drive / io.inp_bound
 
 
+class _Drive(NamedTuple):
+    """What drives the rows of a tile, shape ``(vectors, rows)``, and the share of full scale."""
+
+    values: Tensor
+    fraction: Tensor
+
+
 class _Repeats:
     """Overflowing tiles, read again at half the input until none overflows (ITERATIVE).
 
@@ -340,6 +347,7 @@ class _Repeats:
         self._inputs, self._tensors, self._blocks = inputs, tensors, blocks
         self._io, self._probes = io, probes
         self._cycles: Tensor | None = None
+        self._drives_of, self._drives = -1, dict[tuple[int, float], _Drive]()
 
     def of(self, codes: Tensor, tiles: slice) -> None:
         """Limit the codes of tiles and vectors that overflowed, or replace them by repeated reads.
@@ -364,18 +372,18 @@ class _Repeats:
 
     def _read_again(self, codes: Tensor, failing: Tensor, in_tile: int, out_tile: int) -> None:
         io, own = self._io, min(out_tile, self._inputs.values.shape[1] - 1)
-        values, gain = self._inputs.values[in_tile, own], self._inputs.gain[in_tile, own]
+        count = self._inputs.values.shape[2]
         tile = self._tensors.tile(self._blocks, (in_tile, out_tile))
         rows, columns = tile.conductance.shape[1:]
         vectors, cycles, halving = failing.nonzero()[:, 0], torch.zeros_like(failing).long(), 1.0
         while len(vectors) and halving <= io.max_halving:
             halving *= 2.0
             # All vectors are a view, some are a copy.
-            chosen = slice(None) if len(vectors) == len(values) else vectors
-            drive = _dac(values[chosen, :rows] * (gain[chosen] / halving), io)
+            chosen = slice(None) if len(vectors) == count else vectors
+            drive = self._drive(in_tile, own, rows, halving, chosen)
             for probe in self._probes:
-                probe.on_repeat(in_tile, out_tile, _fraction_of_full_scale(drive, io))
-            driven, single = _driven(drive, io)[None, None], Blocks((rows,), (columns,))
+                probe.on_repeat(in_tile, out_tile, drive.fraction)
+            driven, single = _driven(drive.values, io)[None, None], Blocks((rows,), (columns,))
             again = _codes(driven, tile, single, io, slice(0, 1))[0, 0]
             overflow = (again.abs() > _limit(io) * _SLACK).any(-1)
             # Behind the ADC, codes are scaled by the first gain; the halving goes on top.
@@ -383,6 +391,22 @@ class _Repeats:
             cycles[chosen] += 1
             vectors = vectors[overflow.any().expand_as(overflow) if io.whole_batch else overflow]
         self._cycles = cycles if self._cycles is None else torch.maximum(self._cycles, cycles)
+
+    def _drive(
+        self, in_tile: int, own: int, rows: int, halving: float, chosen: slice | Tensor
+    ) -> _Drive:
+        """What the DACs apply in a repeated read: the same to all tiles that share their inputs."""
+        if self._drives_of != in_tile:  # tiles come in the order of their inputs
+            self._drives_of, self._drives = in_tile, {}
+        io, shared = self._io, isinstance(chosen, slice) and not self._io.inp_random
+        if shared and (own, halving) in self._drives:
+            return self._drives[own, halving]
+        values, gain = self._inputs.values[in_tile, own], self._inputs.gain[in_tile, own]
+        applied = _dac(values[chosen, :rows] * (gain[chosen] / halving), io)
+        drive = _Drive(applied, _fraction_of_full_scale(applied, io))
+        if shared:
+            self._drives[own, halving] = drive
+        return drive
 
     def done(self) -> None:
         """Tell the probes how long the repeats took, with tiles working in parallel."""

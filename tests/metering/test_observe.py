@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import aihwkit_lora as al
 from aihwkit_lora.chips import ConductanceMapping
 from aihwkit_lora.errors import StageError
+from aihwkit_lora.metering import tile_probe
 from aihwkit_lora.metering.events import X2G_STEPS
 from aihwkit_lora.tiles.layers import FrozenLinear
 
@@ -139,11 +140,8 @@ def test_an_ideal_product_is_driven_by_each_vectors_largest_value(config_class: 
     assert counts["active_row_drives"] == 4
 
 
-@pytest.mark.parametrize(
-    ("config_class", "vectors"), [(InferenceRPUConfig, 1), (TorchInferenceRPUConfig, 3)]
-)
-def test_reads_repeated_because_of_overflow_count(config_class: type, vectors: int) -> None:
-    """C++ tiles repeat the vector that overflows, torch tiles the batch, as in aihwkit."""
+def overflowing(config_class: type, weight: Tensor) -> tuple[nn.Module, Tensor]:
+    """2 × 2 tiles, and three vectors of which the first drives the first row of tiles fully."""
     config = config_class()
     config.mapping.max_input_size, config.mapping.max_output_size = 8, 4
     config.mapping.weight_scaling_omega = 1.0
@@ -152,13 +150,23 @@ def test_reads_repeated_because_of_overflow_count(config_class: type, vectors: i
     forward.noise_management = NoiseManagementType.ABS_MAX
     forward.bound_management = BoundManagementType.ITERATIVE
     layer = nn.Linear(16, 8, bias=False)
-    layer.weight.data = torch.zeros(8, 16)
-    layer.weight.data[4:] = 1.0  # the second column of tiles
+    layer.weight.data = weight
     model = convert_to_analog(nn.Sequential(layer), config, ensure_analog_root=False)
     al.freeze_(model, programmed_by="test")
     x = torch.zeros(3, 16)
     x[0, :8] = 1.0  # 8 at full scale, 4 at a half, 2 at a quarter: repeated twice
     x[1, 0] = x[2, 8] = 1.0
+    return model, x
+
+
+@pytest.mark.parametrize(
+    ("config_class", "vectors"), [(InferenceRPUConfig, 1), (TorchInferenceRPUConfig, 3)]
+)
+def test_reads_repeated_because_of_overflow_count(config_class: type, vectors: int) -> None:
+    """C++ tiles repeat the vector that overflows, torch tiles the batch, as in aihwkit."""
+    weight = torch.zeros(8, 16)
+    weight[4:] = 1.0  # the second column of tiles
+    model, x = overflowing(config_class, weight)
     counts = observed(model, x, mapping=CHIP.mapping)
     repeats = 2 * vectors
     active = 8 if vectors == 1 else 9
@@ -178,6 +186,30 @@ def test_reads_repeated_because_of_overflow_count(config_class: type, vectors: i
     first, again = 10 * (4 * 50 + 4 * 80), active * 4 * 80
     squares = 127**2 * first + (64**2 + 32**2) * again
     assert counts["cell_read_x2g"] == (X2G_STEPS // 127) ** 2 * squares * 10**6
+
+
+@pytest.mark.parametrize("waiting", [0, 30, 10**6])
+@pytest.mark.parametrize("config_class", [InferenceRPUConfig, TorchInferenceRPUConfig])
+def test_tiles_that_share_their_inputs_repeat_them_each(
+    monkeypatch: pytest.MonkeyPatch, config_class: type, waiting: int
+) -> None:
+    """However many repeats wait to be counted; in parallel, so that they take no more time."""
+    monkeypatch.setattr(tile_probe, "_MOST_WAITING", waiting)
+    both, one = torch.ones(8, 16), torch.ones(8, 16)
+    one[:4] = 0.0
+    twice, once, plain = (
+        observed(*overflowing(config_class, weight), mapping=CHIP.mapping)
+        for weight in (both, one, torch.zeros(8, 16))
+    )
+    assert twice["array_cycles"] == once["array_cycles"] > plain["array_cycles"]
+    for event in ("tile_reads", "active_row_drives", "cell_reads", "adc_conversions"):
+        assert twice[event] - plain[event] == 2 * (once[event] - plain[event]) > 0
+    # Of both columns of tiles as of the second one, whose cells are at 80 µS instead of 50.
+    first = 10 * 4 * 30 * 127**2
+    steps = (X2G_STEPS // 127) ** 2 * 10**6
+    more_once = once["cell_read_x2g"] - plain["cell_read_x2g"] - steps * first
+    more_twice = twice["cell_read_x2g"] - plain["cell_read_x2g"] - 2 * steps * first
+    assert more_twice == 2 * more_once > 0
 
 
 @given(st.lists(st.integers(0, 12), max_size=4))
