@@ -40,11 +40,67 @@ def generate(
     cells = torch.arange(count).repeat_interleave(per_cell)
     objects = cells.repeat(len(styles))
     pairs = torch.tensor(list(styles)).repeat_interleave(len(cells))
+    images = draw(model, pairs * count + objects, data.train.images.shape[1:], seed, steps=steps)
+    return Pictures(images=images, styles=pairs, objects=objects)
+
+
+def draw(
+    model: nn.Module, label: Tensor, shape: Sequence[int], seed: int, *, steps: int = 10
+) -> Tensor:
+    """Generate an image for each label.
+
+    Args:
+        model: A diffusion model.
+        label: ``style · objects + object``, shape ``(n,)``.
+        shape: Of an image.
+        seed: Of the noise they start from.
+        steps: Evaluations of the model for each image.
+    """
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(len(pairs), *data.train.images.shape[1:], generator=generator)
-    parts = zip((pairs * count + objects).split(_AT_ONCE), start.split(_AT_ONCE), strict=True)
-    images = [sample(model, label, noise=part, steps=steps) for label, part in parts]
-    return Pictures(images=torch.cat(images), styles=pairs, objects=objects)
+    start = torch.randn(len(label), *shape, generator=generator)
+    parts = zip(label.split(_AT_ONCE), start.split(_AT_ONCE), strict=True)
+    return torch.cat([sample(model, some, noise=part, steps=steps) for some, part in parts])
+
+
+class DrawnStyles(nn.Module):
+    """A diffusion model seen as a classifier: of each label, the style that the judge sees.
+
+    That is what a sweep over drifting chips looks at. Images of a label start from the same noise
+    each time.
+
+    Args:
+        model: A diffusion model.
+        judge: A trained judge.
+        shape: Of an image.
+        seed: Of the noise that images are generated from.
+        steps: Evaluations of the model for each image.
+
+    Example:
+        >>> from aihwkit_lora.recipes.diffusion import DiffusionShape, DiffusionTransformer
+        >>> model = DiffusionTransformer(DiffusionShape(width=8, depth=1, styles=2, objects=3))
+        >>> shown = DrawnStyles(model, Judge(1, styles=2, objects=3), (1, 20, 20), seed=0, steps=1)
+        >>> shown(torch.arange(6)).shape
+        torch.Size([6, 3])
+    """
+
+    def __init__(
+        self, model: nn.Module, judge: Judge, shape: Sequence[int], *, seed: int, steps: int = 10
+    ) -> None:
+        super().__init__()
+        self.model, self.judge = model, judge
+        self._shape, self._seed, self._steps = shape, seed, steps
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Draw and judge.
+
+        Args:
+            label: ``style · objects + object``, shape ``(n,)``.
+        Returns:
+            Shape ``(n, styles + 1)``, 1 for the style that is seen and 0 for the others; the last
+            one stands for none.
+        """
+        images = draw(self.model, label, self._shape, self._seed, steps=self._steps)
+        return F.one_hot(judge_images(self.judge, images).styles, self.judge.styles + 1).float()
 
 
 class Examiner:
@@ -140,6 +196,15 @@ class Examiner:
         pictures = self._generate(model, range(len(self.data.styles)), per_cell=1)
         shown = judge_images(self.judge, pictures.images).styles == pictures.styles
         return pictures.styles[shown].bincount(minlength=len(self.data.styles))
+
+    def drawn_styles(self, model: nn.Module) -> DrawnStyles:
+        """A model seen as a classifier, whose classes are styles.
+
+        Args:
+            model: A diffusion model.
+        """
+        shape = self.data.train.images.shape[1:]
+        return DrawnStyles(model, self.judge, shape, seed=self.seed, steps=self.steps)
 
     def own(self) -> dict[str, float]:
         """Metrics of the judge itself, on real test images and on noise."""

@@ -36,6 +36,7 @@ from aihwkit_lora.recipes.diffusion import (
     DiffusionTransformer,
     digital_modules,
 )
+from aihwkit_lora.recipes.drift_over_time import NoDrift, drift_on
 from aihwkit_lora.recipes.image_data import (
     ImageData,
     Pictures,
@@ -163,7 +164,7 @@ class Job(StagedJob):
         return self._finished("program", model, counts, start, metrics=metrics)
 
     def hybrid(self, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
-        """Adapters beside frozen arrays; then write noise, and restoring a noisy chip."""
+        """Adapters beside frozen arrays; then write noise, drift, and restoring a noisy chip."""
         before, stage = programmed.record.metrics, self.folder.stage
         forgotten = stage("hybrid-forget", lambda: self.forget("hybrid", programmed.model, before))
         continued = stage(
@@ -171,8 +172,9 @@ class Job(StagedJob):
         )
         models = {"base": programmed.model, "hybrid": continued.model}
         noisy = stage("hybrid-noise", lambda: self.noise(models))
+        drifted = stage("hybrid-drift", lambda: self.drift(models))
         restored = stage("hybrid-restore", lambda: self.restore(continued.model, before))
-        done = (learnt, programmed, forgotten, continued, noisy, restored)
+        done = (learnt, programmed, forgotten, continued, noisy, drifted, restored)
         return tuple(finished.record for finished in done)
 
     def digital(self, learnt: Finished) -> tuple[StageRecord, ...]:
@@ -245,7 +247,7 @@ class Job(StagedJob):
         sweep = NoiseSweep(
             points=tuple(map(float, self.config.noise_microsiemens)),
             draws=self.config.noise_chips,
-            groups={"forget": (data.forgotten,), "retain": data.kept, "new": (data.new,)},
+            groups=self._groups,
             samples=torch.full((len(data.styles),), len(data.objects)),
             models={name: self._hits(model) for name, model in models.items()},
             seed=self.config.seed,
@@ -253,6 +255,30 @@ class Job(StagedJob):
         sweep.write(self.folder.path)
         model = models["hybrid"]
         return self._finished("noise", model, Counts(), start, metrics=sweep.metrics(), trained=0)
+
+    def drift(self, models: Mapping[str, nn.Module]) -> Finished:
+        """Let a year pass, or say why nobody knows what that would do."""
+        start = time.perf_counter()
+        styles, objects = len(self.data.styles), len(self.data.objects)
+        sweep = drift_on(
+            self.chip,
+            {name: self.examiner.drawn_styles(model) for name, model in models.items()},
+            torch.arange(styles * objects),
+            torch.arange(styles).repeat_interleave(objects),
+            groups=self._groups,
+            repeats=self.config.noise_chips,
+            seed=self.config.seed,
+        )
+        sweep.write(self.folder.path)
+        if isinstance(sweep, NoDrift):
+            self.folder.say(f"hybrid-drift: {sweep.reason}")
+        model = models["hybrid"]
+        return self._finished("drift", model, Counts(), start, metrics=sweep.metrics(), trained=0)
+
+    @property
+    def _groups(self) -> dict[str, tuple[int, ...]]:
+        data = self.data
+        return {"forget": (data.forgotten,), "retain": tuple(data.kept), "new": (data.new,)}
 
     def _hits(self, model: nn.Module) -> Hits:
         def right(microsiemens: int, chip: int) -> Tensor:
@@ -391,5 +417,6 @@ RECIPES.add(
         summary="forget one style and learn another by LoRA on frozen arrays (diffusion)",
         config=ImageGeneration,
         run=run,
+        threads=2,
     ),
 )

@@ -60,7 +60,8 @@ class ImageGeneration(ImageDataConfig):
         per_cell: Generated images of each style and object that are judged.
         euler_steps: Evaluations of the model for each generated image.
         noise_microsiemens: Standard deviations of the write noise that is looked at, in µS.
-        noise_chips: Simulated chips with such noise, for each of them.
+        noise_chips: Simulated chips with such noise, for each of them; and fates of cells that
+            drift, where the chip's source says how.
         restore_microsiemens: Write noise of the chip that is restored, in µS.
     Raises:
         ConfigurationError: A number is too small, or there is no such objective.

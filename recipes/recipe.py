@@ -23,12 +23,15 @@ class Recipe:
         summary: What it does, in one line.
         config: Frozen dataclass of its options; all have defaults.
         run: From configuration and folder to a report.
+        threads: Threads of torch on the command line. Layers of a few thousand weights gain nothing
+            from a second one, and lose much where two processes share two cores.
     """
 
     name: str
     summary: str
     config: type
     run: Callable[[Any, RunFolder], RunReport]
+    threads: int = 1
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")

@@ -84,9 +84,7 @@ def _run(
     resume: bool,
     console: Console,
 ) -> None:
-    # Layers of a few thousand weights gain nothing from threads, and lose much where two
-    # processes share two cores.
-    torch.set_num_threads(1)
+    torch.set_num_threads(recipe.threads)
 
     def say(sentence: str) -> None:
         console.print(sentence, markup=False)

@@ -13,8 +13,8 @@ import yaml
 
 from aihwkit_lora import chips
 from aihwkit_lora._environment import Check
-from aihwkit_lora.errors import StageError
-from aihwkit_lora.recipes import RECIPES, cli
+from aihwkit_lora.errors import ConfigurationError, StageError
+from aihwkit_lora.recipes import RECIPES, cli, run_command
 from aihwkit_lora.recipes.face_recognition import Job
 from aihwkit_lora.reporting import RunReport
 
@@ -40,6 +40,19 @@ def test_recipes_are_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{name}: {RECIPES.get(name).summary}" for name in RECIPES.names()]
     assert any(line.startswith("face_recognition: ") for line in lines)
+
+
+def test_a_recipe_runs_with_the_threads_it_asks_for(monkeypatch):
+    seen = []
+
+    def run(recipe, *_, **__):
+        seen.append((recipe.name, torch.get_num_threads()))
+        raise ConfigurationError("enough")
+
+    monkeypatch.setattr(run_command, "run_recipe", run)
+    for name in ("image_generation", "face_recognition"):
+        assert cli.main(["run", name]) == 2
+    assert seen == [("image_generation", 2), ("face_recognition", 1)]
 
 
 def test_chips_are_listed_side_by_side(capsys):

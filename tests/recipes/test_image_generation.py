@@ -14,7 +14,7 @@ from aihwkit_lora.recipes.recipe import RECIPES, run_recipe
 from aihwkit_lora.unlearning.request_log import RequestLog
 
 ARMS = {
-    "hybrid": ["learn", "program", "forget", "continue", "noise", "restore"],
+    "hybrid": ["learn", "program", "forget", "continue", "noise", "drift", "restore"],
     "digital": ["learn", "forget", "continue"],
     "deploy_once": ["learn", "program", "forget", "continue"],
 }
@@ -60,6 +60,7 @@ def test_metrics_are_there_when_they_exist(stored):
     noise = stages(stored, "hybrid")["noise"]["metrics"]
     for model in ("base", "hybrid"):
         assert {f"{model}/retain_accuracy_at_{sigma}_us_worst" for sigma in (1, 10)} <= noise.keys()
+    assert stages(stored, "hybrid")["drift"]["metrics"] == {}  # nobody knows how its cells drift
     restored = stages(stored, "hybrid")["restore"]["metrics"]
     assert {"retain_accuracy", "noisy_retain_accuracy"} <= restored.keys()
 
@@ -145,14 +146,21 @@ def test_a_resumed_run_takes_stages_from_disk(out, stored):
             assert now.fingerprint == before["fingerprint"]
 
 
-def test_convnext_and_another_way_to_forget_run_too(tmp_path):
+def test_convnext_another_way_to_forget_and_a_chip_that_drifts_run_too(tmp_path):
     config = ImageGeneration(
         quick=True, baseline=False, block="convnext", objective="gaussian_target",
-        noise_microsiemens=(2,),
+        noise_microsiemens=(2,), chip="hermes-14nm",
     )  # fmt: skip
     report = run_recipe(RECIPES.get("image_generation"), config, tmp_path)
     assert list(report.arms) == ["hybrid"]
     assert report.stage("hybrid", "forget").counts["tile_reads"] > 0
+    drift = report.stage("hybrid", "drift").metrics
+    assert {key for key in drift if key.endswith("31536000s")} == {
+        f"{model}/{group}_accuracy_at_31536000s"
+        for model in ("base", "hybrid")
+        for group in ("forget", "retain", "new")
+    }
+    assert (tmp_path / "drift.png").exists()
 
 
 def test_options_are_checked_before_anything_runs():
