@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, KeysView
 
 from aihwkit_lora.errors import ConfigurationError, UnknownNameError
 
@@ -91,6 +91,10 @@ class Registry[T]:
     def names(self) -> tuple[str, ...]:
         """All registered names, sorted."""
         return tuple(sorted(self._entries))
+
+    def keys(self) -> KeysView[str]:
+        """All registered names as they are at any time, to look names up without a call."""
+        return self._entries.keys()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

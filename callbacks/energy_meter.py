@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 from aihwkit_lora.callbacks.step_callback import StepCallback, callbacks_of
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.errors import StageError
-from aihwkit_lora.metering import Ledger, price
+from aihwkit_lora.metering import Ledger
+from aihwkit_lora.metering.pricing import unpriced_events
 from aihwkit_lora.metering.step_meter import EnergyPerStep
-from aihwkit_lora.metering.step_values import unpriced
 
 
 class EnergyMeter(StepCallback):
@@ -58,7 +58,7 @@ class EnergyMeter(StepCallback):
     @property
     def unpriced(self) -> tuple[str, ...]:
         """Events in the ledger that have no price, for energy or for time."""
-        return unpriced(price(self.ledger.total(), self.chip))
+        return unpriced_events(self.ledger.total(), self.chip)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count; what happened before belongs to no step.

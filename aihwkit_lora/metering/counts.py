@@ -30,6 +30,7 @@ class Level(StrEnum):
         return other if _RANKS[other] > _RANKS[self] else self
 
 
+_KNOWN = EVENTS.keys()
 _RANKS = {level: rank for rank, level in enumerate(Level)}
 
 
@@ -54,7 +55,11 @@ class Counts(Mapping[str, int]):
     __slots__ = ("_levels", "_values")
 
     def __init__(self, values: Mapping[str, int] | None = None, level: Level = Level.EXACT) -> None:
-        self._values = {k: n for k, v in (values or {}).items() if (n := _whole(k, v))}
+        whole = {  # most are already, and a training step makes hundreds
+            event: n if type(n) is int and n >= 0 and event in _KNOWN else _whole(event, n)
+            for event, n in (values or {}).items()
+        }
+        self._values = {event: n for event, n in whole.items() if n}
         self._levels = dict.fromkeys(self._values, level)
 
     @classmethod

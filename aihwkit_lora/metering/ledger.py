@@ -53,16 +53,21 @@ class Ledger:
         # Several meters ask for the same totals after each step, and nobody can change them.
         total = self._totals.get(phase) if layer is None else None
         if total is None:
-            total = Counts.sum(
-                counts
-                for (at_phase, at_layer), counts in self._entries.items()
-                if phase in (None, at_phase) and layer in (None, at_layer)
-            )
+            total = self._sum(phase, layer)
             if layer is None:
                 self._totals[phase] = total
         if side is None:
             return total
         return total.only(event for event in total if EVENTS.get(event).side == side)
+
+    def _sum(self, phase: str | None, layer: str | None) -> Counts:
+        if phase is None and layer is None:
+            return Counts.sum(self.total(phase=each) for each in self.phases())
+        return Counts.sum(
+            counts
+            for (at_phase, at_layer), counts in self._entries.items()
+            if phase in (None, at_phase) and layer in (None, at_layer)
+        )
 
     def since(self, snapshot: Counts, *, phase: str | None = None) -> Counts:
         """What was added after ``snapshot = ledger.total(phase=phase)`` was taken.

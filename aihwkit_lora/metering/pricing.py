@@ -209,6 +209,48 @@ def price(counts: Counts, chip: Priced) -> EnergyReport:
     )
 
 
+def best_values(counts: Counts, prices: Mapping[str, Quantity]) -> dict[str, float]:
+    """What :func:`price` says without ranges, for those who ask in every training step.
+
+    Args:
+        counts: What happened.
+        prices: Energy or latency of one count of each event.
+    Returns:
+        Best known values by event, in the order of their names; events without a price are left
+        out.
+
+    Example:
+        >>> import aihwkit_lora as al
+        >>> counts, chip = al.Counts({"set_pulses": 2}), al.chips.get("rm-180nm")
+        >>> best_values(counts, chip.prices.energy)["set_pulses"] == (
+        ...     price(counts, chip).energy_by_event["set_pulses"].value
+        ... )
+        True
+    """
+    return {
+        event: prices[event].value * counts[event] for event in sorted(counts) if event in prices
+    }
+
+
+def unpriced_events(counts: Counts, chip: Priced) -> tuple[str, ...]:
+    """Events that happened and lack a price, for energy or for time.
+
+    Args:
+        counts: What happened.
+        chip: Whose prices to use.
+
+    Example:
+        >>> import aihwkit_lora as al
+        >>> unpriced_events(al.Counts({"set_pulses": 2}), al.chips.get("rm-180nm"))
+        ()
+    """
+    happened, prices = sorted(event for event in counts if counts[event]), chip.prices
+    without = _missing(happened, prices.energy, prices.energy_free)
+    return tuple(
+        dict.fromkeys((*without, *_missing(happened, prices.latency, prices.latency_free)))
+    )
+
+
 def _bill(
     happened: list[str], counts: Counts, prices: Mapping[str, Quantity]
 ) -> dict[str, Interval]:

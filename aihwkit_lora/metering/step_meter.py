@@ -133,7 +133,7 @@ class StepCounts:
         """Add to the open step what was added since the last look; return that."""
         total = self._select(self._ledger)
         new, self._seen = total.minus(self._seen), total
-        self.open = self.open + new
+        self.open = self.open + new if self.open else new
         return new
 
     def close(self) -> Counts:

@@ -9,9 +9,8 @@ from torch import nn
 
 from aihwkit_lora.metering.counts import Counts
 from aihwkit_lora.metering.events import EVENTS, Part, Side
-from aihwkit_lora.metering.interval import Interval
 from aihwkit_lora.metering.ledger import Ledger
-from aihwkit_lora.metering.pricing import EnergyReport, Priced, price
+from aihwkit_lora.metering.pricing import Priced, best_values, unpriced_events
 from aihwkit_lora.tiles.freeze import frozen_layers
 from aihwkit_lora.tiles.layers import FrozenLayer
 from aihwkit_lora.tiles.record import Cells
@@ -177,44 +176,31 @@ def energy_values(
         >>> values["energy_j"] == values["energy_j/write"] == values["energy_j/analog"] > 0
         True
     """
-    cost = price(step, chip)
+    energy = best_values(step, chip.prices.energy)
+    latency = best_values(step, chip.prices.latency)
     return {
         "optimizer_steps": float(optimizer_steps),
-        "energy_j": float(cost.energy_j.value),
-        **_by_part("energy_j", cost.energy_by_event),
-        **_by_side("energy_j", cost.energy_by_event),
-        "latency_s": float(cost.latency_s.value),
-        **_by_part("latency_s", cost.latency_by_event),
-        "energy_total_j": float(price(total, chip).energy_j.value),
-        "unpriced_events": float(len(unpriced(cost))),
+        "energy_j": float(sum(energy.values())),
+        **_by_part("energy_j", energy),
+        **_by_side("energy_j", energy),
+        "latency_s": float(sum(latency.values())),
+        **_by_part("latency_s", latency),
+        "energy_total_j": float(sum(best_values(total, chip.prices.energy).values())),
+        "unpriced_events": float(len(unpriced_events(step, chip))),
     }
 
 
-def unpriced(cost: EnergyReport) -> tuple[str, ...]:
-    """Events that happened and lack a price, for energy or for time.
-
-    Args:
-        cost: What some counts cost.
-
-    Example:
-        >>> from aihwkit_lora import chips
-        >>> unpriced(price(Counts({"set_pulses": 2}), chips.get("rm-180nm")))
-        ()
-    """
-    return tuple(dict.fromkeys((*cost.unpriced_energy, *cost.unpriced_latency)))
-
-
-def _by_part(what: str, bill: Mapping[str, Interval]) -> dict[str, float]:
+def _by_part(what: str, bill: Mapping[str, float]) -> dict[str, float]:
     sums = dict.fromkeys(Part, 0.0)
     for event, cost in bill.items():
-        sums[EVENTS.get(event).part] += cost.value
+        sums[EVENTS.get(event).part] += cost
     return {f"{what}/{part}": value for part, value in sums.items()}
 
 
-def _by_side(what: str, bill: Mapping[str, Interval]) -> dict[str, float]:
+def _by_side(what: str, bill: Mapping[str, float]) -> dict[str, float]:
     sums = dict.fromkeys(Side, 0.0)
     for event, cost in bill.items():
-        sums[EVENTS.get(event).side] += cost.value
+        sums[EVENTS.get(event).side] += cost
     return {f"{what}/{side}": value for side, value in sums.items()}
 
 

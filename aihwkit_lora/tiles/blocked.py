@@ -42,7 +42,8 @@ class ReadProbe(Protocol):
         Args:
             in_tile: Index of the tile along the input.
             out_tile: Index of the tile along the output.
-            drive: What its DACs applied, shape ``(vectors, rows)``.
+            drive: What its DACs applied, shape ``(vectors, rows)``. It stays as it is, and tiles
+                that share their inputs are driven by one and the same tensor.
         """
 
     def on_repeated_cycles(self, cycles: int) -> None:

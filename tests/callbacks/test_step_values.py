@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import aihwkit_lora as al
-from aihwkit_lora.metering import EVENTS, Counts, Part, PriceList, Quantity, Side, Status, price
+from aihwkit_lora.metering import EVENTS, Counts, Part, PriceList, Quantity, Side, Status
+from aihwkit_lora.metering.pricing import unpriced_events
 from aihwkit_lora.metering.step_values import (
     LOGGED,
     Wear,
     energy_values,
     key_table,
     pulse_values,
-    unpriced,
     writes,
 )
 
@@ -90,7 +90,7 @@ def test_events_without_a_price_are_told():
     """The first two lack both prices, the third has a price of time only by being free."""
     step = STEP + Counts({"tile_reads": 5, "verify_reads": 7})
     assert energy_values(step, step, Tiny())["unpriced_events"] == 2.0
-    assert set(unpriced(price(step, Tiny()))) == {"tile_reads", "verify_reads"}
+    assert set(unpriced_events(step, Tiny())) == {"tile_reads", "verify_reads"}
 
 
 def test_parts_and_sides_are_all_of_the_energy(lab):
