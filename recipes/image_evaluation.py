@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aihwkit_lora.recipes.accuracy_sweep import Hits
 from aihwkit_lora.recipes.diffusion import sample
 from aihwkit_lora.recipes.image_data import ImageData, Pictures
 from aihwkit_lora.recipes.judges import Judge, frechet_distance, judge_images, noise
@@ -193,9 +194,14 @@ class Examiner:
         Returns:
             Whole numbers, shape ``(styles,)``; up to the number of objects.
         """
-        pictures = self._generate(model, range(len(self.data.styles)), per_cell=1)
-        shown = judge_images(self.judge, pictures.images).styles == pictures.styles
-        return pictures.styles[shown].bincount(minlength=len(self.data.styles))
+        label, styles = self.cells
+        return Hits.per_class(self.drawn_styles(model)(label)[None], styles)[0]
+
+    @property
+    def cells(self) -> tuple[Tensor, Tensor]:
+        """Label and style of each cell, a style and an object; shape ``(n,)`` each."""
+        styles, objects = len(self.data.styles), len(self.data.objects)
+        return torch.arange(styles * objects), torch.arange(styles).repeat_interleave(objects)
 
     def drawn_styles(self, model: nn.Module) -> DrawnStyles:
         """A model seen as a classifier, whose classes are styles.

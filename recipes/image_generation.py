@@ -259,12 +259,10 @@ class Job(StagedJob):
     def drift(self, models: Mapping[str, nn.Module]) -> Finished:
         """Let a year pass, or say why nobody knows what that would do."""
         start = time.perf_counter()
-        styles, objects = len(self.data.styles), len(self.data.objects)
         sweep = drift_on(
             self.chip,
             {name: self.examiner.drawn_styles(model) for name, model in models.items()},
-            torch.arange(styles * objects),
-            torch.arange(styles).repeat_interleave(objects),
+            *self.examiner.cells,
             groups=self._groups,
             repeats=self.config.noise_chips,
             seed=self.config.seed,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -62,7 +61,7 @@ class Quantity:
             )
         _ = self.interval
 
-    @cached_property  # asked for in every training step that is metered
+    @property
     def interval(self) -> Interval:
         """Value and range."""
         low = self.value if self.low is None else self.low
@@ -198,7 +197,7 @@ def price(counts: Counts, chip: Priced) -> EnergyReport:
     prices = chip.prices
     # In the order of their names: sums of floats depend on it, and a run that was resumed has met
     # its events in another order than one that was not.
-    happened = sorted(event for event in counts if counts[event])
+    happened = sorted(counts)
     return EnergyReport(
         chip=chip.name,
         energy_by_event=_bill(happened, counts, prices.energy),
@@ -244,7 +243,7 @@ def unpriced_events(counts: Counts, chip: Priced) -> tuple[str, ...]:
         >>> unpriced_events(al.Counts({"set_pulses": 2}), al.chips.get("rm-180nm"))
         ()
     """
-    happened, prices = sorted(event for event in counts if counts[event]), chip.prices
+    happened, prices = sorted(counts), chip.prices
     without = _missing(happened, prices.energy, prices.energy_free)
     return tuple(
         dict.fromkeys((*without, *_missing(happened, prices.latency, prices.latency_free)))
