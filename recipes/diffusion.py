@@ -28,6 +28,7 @@ _FASTEST = 1000.0
 _TIME_SHIFT = 0.6
 # As large as what the time says; with the usual 0.02 labels are learnt several times later.
 _ROW_SIZE = 0.5
+_MAP_SIZE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class DiffusionShape:
         styles: Rows of the style embedding.
         objects: Rows of the object embedding.
         block: How blocks mix patches: ``"attention"`` or ``"convnext"``.
+        object_maps: Whether an object adds to each patch something of its own, too: where its
+            parts are. ``patches · width`` more values for each object, in digital memory.
     Raises:
         ConfigurationError: A size is below 1, patches do not tile the image, heads do not divide
             the width, or there is no such block.
@@ -64,9 +67,11 @@ class DiffusionShape:
     styles: int = 10
     objects: int = 26
     block: Mixing = "attention"
+    object_maps: bool = False
 
     def __post_init__(self) -> None:
-        sizes = {name: value for name, value in vars(self).items() if name != "block"}
+        choices = ("block", "object_maps")
+        sizes = {name: value for name, value in vars(self).items() if name not in choices}
         for name, value in sizes.items():
             if value < 1:
                 raise ConfigurationError(f"expected {name} of at least 1, found {value}.")
@@ -203,15 +208,16 @@ class Row(nn.Module):
 
     Args:
         width: Features of the row.
+        size: Standard deviation of what it starts from.
 
     Example:
         >>> Row(8)().shape
         torch.Size([8])
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, size: float = _ROW_SIZE) -> None:
         super().__init__()
-        self.value = nn.Parameter(_ROW_SIZE * torch.randn(width))
+        self.value = nn.Parameter(size * torch.randn(width))
 
     def forward(self) -> Tensor:
         """Return the row, shape ``(width,)``."""
@@ -224,15 +230,16 @@ class Embedding(nn.Module):
     Args:
         rows: How many.
         width: Features of a row.
+        size: Standard deviation of what rows start from.
 
     Example:
         >>> Embedding(3, 8)(torch.tensor([0, 2])).shape
         torch.Size([2, 8])
     """
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, size: float = _ROW_SIZE) -> None:
         super().__init__()
-        self.rows = nn.ModuleList(Row(width) for _ in range(rows))
+        self.rows = nn.ModuleList(Row(width, size) for _ in range(rows))
 
     def row(self, index: int) -> nn.Parameter:
         """One row, as a parameter.
@@ -251,8 +258,9 @@ class DiffusionTransformer(nn.Module):
     """Predict a clean image from a noisy one, its time and its label.
 
     A label is a pair: ``style · objects + object``. What is drawn is added to every patch, the
-    in-context way of DiT (arXiv:2212.09748, section 3.2); how it is drawn modulates every block,
-    beside the time. So a pair that was never trained still has a meaning.
+    in-context way of DiT (arXiv:2212.09748, section 3.2), and with ``object_maps`` to each in its
+    own way; how it is drawn modulates every block, beside the time. So a pair that was never
+    trained still has a meaning.
 
     Args:
         shape: Size of the network.
@@ -274,6 +282,11 @@ class DiffusionTransformer(nn.Module):
         )
         self.style = Embedding(shape.styles, width)
         self.object = Embedding(shape.objects, width)
+        self.object_maps = (
+            Embedding(shape.objects, shape.patches * width, _MAP_SIZE)
+            if shape.object_maps
+            else None
+        )
         self.activation = nn.SiLU()
         self.blocks = nn.ModuleList(DiffusionBlock(shape) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -293,6 +306,8 @@ class DiffusionTransformer(nn.Module):
         style, item = label // self.shape.objects, label % self.shape.objects
         patches = self.patch_embedding(self._patches(noisy))
         tokens = patches + self.position + self.object(item)[:, None]
+        if self.object_maps is not None:
+            tokens = tokens + self.object_maps(item).view_as(tokens)
         condition = self.activation(self.time(time_features(time)) + self.style(style))
         for block in self.blocks:
             tokens = block(tokens, condition)

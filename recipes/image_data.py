@@ -181,7 +181,7 @@ def load_images(config: ImageDataConfig) -> ImageData:
     Example:
         >>> data = load_images(ImageDataConfig(copies=5))
         >>> len(data.styles), len(data.train), len(data.test), int(data.unseen.sum())
-        (10, 1040, 260, 16)
+        (14, 1456, 364, 24)
     """
     styles, objects, pictures = IMAGE_SETS.get(config.data)(config)
     forgotten, new = (_index(styles, config, field) for field in ("forgotten", "new"))

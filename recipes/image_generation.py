@@ -145,6 +145,7 @@ class Job(StagedJob):
             learning_rate=config.learning_rate,
             weight_noise=config.weight_noise,
             weight_clip=config.weight_clip,
+            weight_decay=config.weight_decay,
             chip=self.chip,
         )
         batches = self._batches(

@@ -44,6 +44,7 @@ class ImageGeneration(ImageDataConfig):
         learn_batch_size: Images per step of it.
         weight_noise: Weight noise while learning, as a fraction of the largest weight.
         weight_clip: Largest weight of a layer while learning, in its standard deviations.
+        weight_decay: Weight decay while learning, of AdamW; 0 or more.
         objective: How to forget: ``"pseudo_class"`` (the style becomes the first of the kept
             ones), or ``"gaussian_target"`` (it becomes a blank).
         forget_rank: Rank of the adapter that forgets.
@@ -78,10 +79,11 @@ class ImageGeneration(ImageDataConfig):
     width: int = 96
     depth: int = 4
     judge_steps: int = 1000
-    learn_steps: int = 5000
+    learn_steps: int = 4000
     learn_batch_size: int = 64
     weight_noise: float = 0.03
     weight_clip: float = 3.0
+    weight_decay: float = 0.5
     objective: str = "pseudo_class"
     forget_rank: int = 4
     continue_rank: int = 8
@@ -112,6 +114,10 @@ class ImageGeneration(ImageDataConfig):
         DiffusionShape(width=self.width, depth=self.depth, block=self.block)  # type: ignore[arg-type]
         if self.weight_clip <= 0:
             raise ConfigurationError(f"expected weight_clip above 0, found {self.weight_clip}.")
+        if self.weight_decay < 0:
+            raise ConfigurationError(
+                f"expected weight_decay of 0 or more, found {self.weight_decay}."
+            )
         if not self.noise_microsiemens or min(self.noise_microsiemens) < 1:
             raise ConfigurationError(
                 "expected noise_microsiemens with at least one error, each of at least 1 µS, "
@@ -138,6 +144,7 @@ class ImageGeneration(ImageDataConfig):
             styles=len(data.styles),
             objects=len(data.objects),
             block=self.block,  # type: ignore[arg-type]
+            object_maps=True,
         )
 
     def shortened(self) -> ImageGeneration:

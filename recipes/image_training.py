@@ -90,6 +90,7 @@ class Denoiser(pl.LightningModule):
             standard deviation is this times the layer's largest magnitude.
         weight_clip: Weights of linear layers are clipped at this many standard deviations after
             each step; None for never. Errors of cells are fractions of a layer's largest weight.
+        weight_decay: Of AdamW.
         chip: Whose ADCs saturate in training, too; None for none. See :func:`saturating`.
     """
 
@@ -101,11 +102,12 @@ class Denoiser(pl.LightningModule):
         learning_rate: float,
         weight_noise: float = 0.0,
         weight_clip: float | None = None,
+        weight_decay: float = 0.01,
         chip: Chip | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self._steps, self._rate = steps, learning_rate
+        self._steps, self._rate, self._decay = steps, learning_rate, weight_decay
         self._noise, self._clip, self._chip = weight_noise, weight_clip, chip
 
     def forward(self, noisy: Tensor, time: Tensor, label: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ class Denoiser(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over what wants a gradient."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = AdamW(trained, lr=self._rate, betas=(0.9, 0.99), weight_decay=0.01)
+        optimizer = AdamW(trained, lr=self._rate, betas=(0.9, 0.99), weight_decay=self._decay)
         rates = LambdaLR(optimizer, lambda step: _factor(step, self._steps))
         return [optimizer], [{"scheduler": rates, "interval": "step"}]
 

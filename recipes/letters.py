@@ -61,9 +61,13 @@ TYPEFACES: Registry[Typeface] = Registry("typeface")
 
 for _name, _typeface in {
     "sans": Typeface(font="DejaVuSans"),
+    "oblique": Typeface(font="DejaVuSans-Oblique"),
     "slanted": Typeface(font="DejaVuSans-BoldOblique"),
     "bold": Typeface(font="DejaVuSerif-Bold"),
     "roman": Typeface(font="STIXGeneral"),
+    "bold-roman": Typeface(font="STIXGeneralBol"),
+    "computer-modern": Typeface(font="cmr10"),
+    "monospace": Typeface(font="DejaVuSansMono-Bold"),
     "typewriter": Typeface(font="cmtt10"),
     "fraktur": Typeface(font="STIXGeneral", characters=_alphabet(0x1D504, _FRAKTUR)),
     "script": Typeface(font="STIXGeneral", characters=_alphabet(0x1D49C, _SCRIPT)),

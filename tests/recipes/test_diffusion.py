@@ -78,6 +78,20 @@ def test_patches_label_and_time_all_reach_the_image(block):
     assert not torch.equal(model(noisy, time + 0.1, label), before)
 
 
+def test_an_object_map_changes_its_own_patch_of_its_own_object():
+    torch.manual_seed(0)
+    model = DiffusionTransformer(small(object_maps=True))
+    # Fresh blocks pass on, so what is added to a patch only reaches that patch.
+    nn.init.normal_(model.head.weight)
+    inputs = torch.randn(1, 1, 20, 20).expand(2, -1, -1, -1), torch.rand(1).expand(2)
+    label = torch.tensor([5, 6])  # objects 1 and 2 of the same style
+    before = model._patches(model(*inputs, label))
+    with torch.no_grad():
+        model.object_maps.row(2)[3 * 8] += 1.0  # the first feature of the fourth patch
+    changed = (model._patches(model(*inputs, label)) != before).any(dim=2)
+    assert changed.nonzero().tolist() == [[1, 3]]
+
+
 def test_patches_are_put_back_where_they_were():
     model = DiffusionTransformer(small(channels=3))
     images = torch.randn(2, 3, 20, 20)

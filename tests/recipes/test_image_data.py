@@ -18,10 +18,10 @@ def letters():
 
 
 def test_letters_are_split_by_cell_and_between_minus_one_and_one(letters):
-    assert (len(letters.train), len(letters.test)) == (10 * 26 * 8, 10 * 26 * 2)
+    assert (len(letters.train), len(letters.test)) == (14 * 26 * 8, 14 * 26 * 2)
     for pictures, each in ((letters.train, 8), (letters.test, 2)):
         cells = pictures.styles * 26 + pictures.objects
-        assert torch.equal(cells.bincount(), torch.full((260,), each))
+        assert torch.equal(cells.bincount(), torch.full((14 * 26,), each))
         assert pictures.images.shape[1:] == (1, 20, 20)
         assert pictures.images.abs().max() <= 1.0
         # Background black, strokes visible.
@@ -30,7 +30,7 @@ def test_letters_are_split_by_cell_and_between_minus_one_and_one(letters):
 
 
 def test_copies_of_a_letter_differ(letters):
-    for style in range(10):
+    for style in range(14):
         copies = letters.train.of(style).images[:8].flatten(1)
         assert (torch.pdist(copies) > 0.05).all()
 
@@ -38,14 +38,14 @@ def test_copies_of_a_letter_differ(letters):
 def test_unseen_cells_are_left_out_of_kept_styles_only(letters):
     assert letters.styles[letters.forgotten] == "fraktur"
     assert letters.styles[letters.new] == "italic"
-    assert len(letters.kept) == 8
+    assert len(letters.kept) == 12
     left_out = letters.unseen.sum(dim=1)
-    assert left_out[list(letters.kept)].tolist() == [2] * 8
+    assert left_out[list(letters.kept)].tolist() == [2] * 12
     assert left_out[[letters.forgotten, letters.new]].tolist() == [0, 0]
-    # No letter is missing in two styles, so each is seen in seven others at least.
+    # No letter is missing in two styles, so each is seen in eleven others at least.
     assert letters.unseen.sum(dim=0).max() == 1
     seen = letters.seen(*letters.learnt)
-    assert len(seen) == (9 * 26 - 16) * 8
+    assert len(seen) == (13 * 26 - 24) * 8
     assert not letters.unseen[seen.styles, seen.objects].any()
     assert letters.new not in seen.styles
 

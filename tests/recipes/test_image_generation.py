@@ -173,6 +173,8 @@ def test_options_are_checked_before_anything_runs():
         ImageGeneration(objective="npo")
     with pytest.raises(ConfigurationError, match=r"weight_clip above 0, found 0\.0"):
         ImageGeneration(weight_clip=0.0)
+    with pytest.raises(ConfigurationError, match=r"weight_decay of 0 or more, found -0\.1"):
+        ImageGeneration(weight_decay=-0.1)
     with pytest.raises(ConfigurationError, match="block 'attention' or 'convnext', found 'mlp'"):
         ImageGeneration(block="mlp")
     with pytest.raises(ConfigurationError, match=r"at least one error, .* of at least 1 µS, found"):

@@ -149,6 +149,16 @@ def test_clipping_follows_each_step_and_leaves_biases_alone(tmp_path):
     assert network.blocks[0].fc1.bias.min() > 8.0
 
 
+def test_what_no_image_asks_for_only_decays(tmp_path):
+    network = model()
+    undrawn = network.object.row(0)
+    before = undrawn.detach().clone()
+    module = Denoiser(network, steps=2, learning_rate=1e-2, weight_decay=0.5)
+    fit(module, loader(batches(2)), steps=2, log=tmp_path / "learn", callbacks=[])
+    # Both of two steps are at the peak of the rate.
+    torch.testing.assert_close(undrawn.detach(), before * (1 - 1e-2 * 0.5) ** 2)
+
+
 def test_rates_rise_then_fall_to_zero():
     from aihwkit_lora.recipes.image_training import _factor
 
