@@ -17,8 +17,9 @@ from torch import Generator, Tensor, nn
 
 from aihwkit_lora.errors import ConfigurationError
 
-LORA_TARGETS = r"blocks\.\d+\.fc[12]"
-"""Layers that get a LoRA branch, as a pattern for PEFT's ``target_modules``."""
+LORA_TARGETS = r"blocks\.\d+\.fc[12]|.*\.transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
+"""Layers that get a LoRA branch, as a pattern for PEFT's ``target_modules``: MLPs of our blocks, or
+of those of diffusers."""
 
 Mixing = Literal["attention", "convnext"]
 """How a block mixes patches."""

@@ -149,6 +149,11 @@ class ImageData:
     new: int
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of an image."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
     def kept(self) -> tuple[int, ...]:
         """Styles that are learnt and stay."""
         others = (self.forgotten, self.new)
@@ -267,8 +272,7 @@ def _varied(ink: Tensor, size: int, generator: Generator) -> Tensor:
 def read_folder(config: ImageDataConfig) -> tuple[tuple[str, ...], tuple[str, ...], Pictures]:
     """Read ``style/object/*.jpg`` (the layout of UnlearnCanvas, arXiv:2402.11846) as pixels.
 
-    Images are cut to their middle square and scaled down. There is no latent path: it would need
-    the weights of an autoencoder.
+    Images are cut to their middle square and scaled down.
 
     Args:
         config: Folder and size.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aihwkit_lora.recipes.accuracy_sweep import Hits
+from aihwkit_lora.recipes.canvas import Pixels
 from aihwkit_lora.recipes.diffusion import sample
 from aihwkit_lora.recipes.image_data import ImageData, Pictures
 from aihwkit_lora.recipes.judges import Judge, frechet_distance, judge_images, noise
@@ -26,6 +27,7 @@ def generate(
     per_cell: int,
     seed: int,
     steps: int = 10,
+    canvas: Pixels | None = None,
 ) -> Pictures:
     """Generate images of all objects in some styles.
 
@@ -36,31 +38,31 @@ def generate(
         per_cell: Images of each style and object.
         seed: Of the noise they start from; the same seed gives the same noise.
         steps: Evaluations of the model for each image.
+        canvas: What the model draws on; None for pixels.
     """
-    count = len(data.objects)
+    count, canvas = len(data.objects), canvas or Pixels(data.image_shape)
     cells = torch.arange(count).repeat_interleave(per_cell)
     objects = cells.repeat(len(styles))
     pairs = torch.tensor(list(styles)).repeat_interleave(len(cells))
-    images = draw(model, pairs * count + objects, data.train.images.shape[1:], seed, steps=steps)
+    images = draw(model, pairs * count + objects, canvas, seed, steps=steps)
     return Pictures(images=images, styles=pairs, objects=objects)
 
 
-def draw(
-    model: nn.Module, label: Tensor, shape: Sequence[int], seed: int, *, steps: int = 10
-) -> Tensor:
+def draw(model: nn.Module, label: Tensor, canvas: Pixels, seed: int, *, steps: int = 10) -> Tensor:
     """Generate an image for each label.
 
     Args:
         model: A diffusion model.
         label: ``style · objects + object``, shape ``(n,)``.
-        shape: Of an image.
+        canvas: What the model draws on.
         seed: Of the noise they start from.
         steps: Evaluations of the model for each image.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(len(label), *shape, generator=generator)
+    start = torch.randn(len(label), *canvas.shape, generator=generator)
     parts = zip(label.split(_AT_ONCE), start.split(_AT_ONCE), strict=True)
-    return torch.cat([sample(model, some, noise=part, steps=steps) for some, part in parts])
+    drawn = [sample(model, some, noise=part, steps=steps) for some, part in parts]
+    return canvas.decode(torch.cat(drawn))
 
 
 class DrawnStyles(nn.Module):
@@ -72,24 +74,25 @@ class DrawnStyles(nn.Module):
     Args:
         model: A diffusion model.
         judge: A trained judge.
-        shape: Of an image.
+        canvas: What the model draws on.
         seed: Of the noise that images are generated from.
         steps: Evaluations of the model for each image.
 
     Example:
         >>> from aihwkit_lora.recipes.diffusion import DiffusionShape, DiffusionTransformer
         >>> model = DiffusionTransformer(DiffusionShape(width=8, depth=1, styles=2, objects=3))
-        >>> shown = DrawnStyles(model, Judge(1, styles=2, objects=3), (1, 20, 20), seed=0, steps=1)
+        >>> judge, canvas = Judge(1, styles=2, objects=3), Pixels((1, 20, 20))
+        >>> shown = DrawnStyles(model, judge, canvas, seed=0, steps=1)
         >>> shown(torch.arange(6)).shape
         torch.Size([6, 3])
     """
 
     def __init__(
-        self, model: nn.Module, judge: Judge, shape: Sequence[int], *, seed: int, steps: int = 10
+        self, model: nn.Module, judge: Judge, canvas: Pixels, *, seed: int, steps: int = 10
     ) -> None:
         super().__init__()
         self.model, self.judge = model, judge
-        self._shape, self._seed, self._steps = shape, seed, steps
+        self._canvas, self._seed, self._steps = canvas, seed, steps
 
     def forward(self, label: Tensor) -> Tensor:
         """Draw and judge.
@@ -100,7 +103,7 @@ class DrawnStyles(nn.Module):
             Shape ``(n, styles + 1)``, 1 for the style that is seen and 0 for the others; the last
             one stands for none.
         """
-        images = draw(self.model, label, self._shape, self._seed, steps=self._steps)
+        images = draw(self.model, label, self._canvas, self._seed, steps=self._steps)
         return F.one_hot(judge_images(self.judge, images).styles, self.judge.styles + 1).float()
 
 
@@ -113,13 +116,22 @@ class Examiner:
         per_cell: Generated images of each style and object.
         seed: Of the noise that images are generated from.
         steps: Evaluations of the model for each image.
+        canvas: What models draw on; None for pixels.
     """
 
     def __init__(
-        self, data: ImageData, judge: Judge, *, per_cell: int, seed: int, steps: int = 10
+        self,
+        data: ImageData,
+        judge: Judge,
+        *,
+        per_cell: int,
+        seed: int,
+        steps: int = 10,
+        canvas: Pixels | None = None,
     ) -> None:
         self.data, self.judge, self.per_cell = data, judge, per_cell
         self.seed, self.steps = seed, steps
+        self.canvas = canvas or Pixels(data.image_shape)
         self._real = {
             style: judge_images(judge, data.test.of(style).images).features
             for style in range(len(data.styles))
@@ -209,8 +221,7 @@ class Examiner:
         Args:
             model: A diffusion model.
         """
-        shape = self.data.train.images.shape[1:]
-        return DrawnStyles(model, self.judge, shape, seed=self.seed, steps=self.steps)
+        return DrawnStyles(model, self.judge, self.canvas, seed=self.seed, steps=self.steps)
 
     def own(self) -> dict[str, float]:
         """Metrics of the judge itself, on real test images and on noise."""
@@ -238,8 +249,15 @@ class Examiner:
         write_grid(pictures.images, len(self.data.objects), file)
 
     def _generate(self, model: nn.Module, styles: Sequence[int], per_cell: int) -> Pictures:
-        options = {"per_cell": per_cell, "seed": self.seed, "steps": self.steps}
-        return generate(model, self.data, styles, **options)
+        return generate(
+            model,
+            self.data,
+            styles,
+            per_cell=per_cell,
+            seed=self.seed,
+            steps=self.steps,
+            canvas=self.canvas,
+        )
 
     def _shown(self, model: nn.Module, styles: Sequence[int]) -> dict[str, Any]:
         pictures = self._generate(model, styles, per_cell=self.per_cell)

@@ -31,6 +31,8 @@ from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.accuracy_sweep import Hits
+from aihwkit_lora.recipes.canvas import Pixels, canvas
+from aihwkit_lora.recipes.diffusers_dit import DiffusersDiT
 from aihwkit_lora.recipes.diffusion import (
     LORA_TARGETS,
     DiffusionTransformer,
@@ -121,6 +123,18 @@ class Job(StagedJob):
         self.config, self.data, self.folder = config, data, folder
 
     @cached_property
+    def canvas(self) -> Pixels:
+        """What models draw on."""
+        return canvas(self.config.vae, self.data.image_shape)
+
+    @cached_property
+    def material(self) -> ImageData:
+        """The images as models shall draw them."""
+        train = self.data.train
+        drawn = dataclasses.replace(train, images=self.canvas.encode(train.images))
+        return dataclasses.replace(self.data, train=drawn)
+
+    @cached_property
     def examiner(self) -> Examiner:
         """The judge, trained once and kept in the folder."""
         judged = self.folder.stage("judge", self._train_judge)
@@ -130,6 +144,7 @@ class Job(StagedJob):
             per_cell=self.config.per_cell,
             seed=self.config.seed,
             steps=self.config.euler_steps,
+            canvas=self.canvas,
         )
 
     def learn(self) -> Finished:
@@ -137,7 +152,7 @@ class Job(StagedJob):
         config, start = self.config, time.perf_counter()
         examiner = self.examiner
         torch.manual_seed(1000 * config.seed)
-        model = DiffusionTransformer(config.shape(self.data))
+        model = config.network(self.data, self.canvas)
         steps = config.learn_steps
         module = Denoiser(
             model,
@@ -148,9 +163,8 @@ class Job(StagedJob):
             weight_decay=config.weight_decay,
             chip=self.chip,
         )
-        batches = self._batches(
-            self.data.seen(*self.data.learnt), config.learn_batch_size, steps, 1
-        )
+        seen = self.material.seen(*self.data.learnt)
+        batches = self._batches(seen, config.learn_batch_size, steps, 1)
         fit(module, batches, steps=steps, log=self._log("learn"), callbacks=[averaging(steps)])
         metrics = {**examiner.learnt(model), **examiner.own()}
         examiner.grid(model, self._picture("learn"))
@@ -337,7 +351,7 @@ class Job(StagedJob):
 
     def _parts(self, stage: Stage, steps: int) -> CombinedLoader:
         """A quarter of each batch is of the style to forget, or half of the new one."""
-        data, part = self.data, 4 if stage == "forget" else 2
+        data, part = self.material, 4 if stage == "forget" else 2
         one = max(1, self.config.batch_size // part)
         kept, rest = data.seen(*data.kept), max(1, self.config.batch_size - one)
         if stage == "forget":
@@ -356,7 +370,7 @@ class Job(StagedJob):
 
         Without them its label drifts while others are trained, and the style comes back.
         """
-        instead = self.data.seen(self.data.kept[0])
+        instead = self.material.seen(self.data.kept[0])
         blank = self.config.objective == "gaussian_target"
         images = torch.zeros_like(instead.images) if blank else instead.images
         labels = torch.full_like(instead.styles, self.data.forgotten)
@@ -385,7 +399,8 @@ class Job(StagedJob):
     @torch.no_grad()
     def _start_row(self, model: nn.Module) -> nn.Parameter:
         """Let the new style start as the mean of the kept ones."""
-        network = next(part for part in model.modules() if isinstance(part, DiffusionTransformer))
+        kinds = DiffusionTransformer | DiffusersDiT
+        network = next(part for part in model.modules() if isinstance(part, kinds))
         kept = torch.stack([network.style.row(style) for style in self.data.kept])
         row = network.style.row(self.data.new)
         row.copy_(kept.mean(dim=0))

@@ -6,10 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError
-from aihwkit_lora.recipes.diffusion import DiffusionShape
-from aihwkit_lora.recipes.image_data import PATCH, ImageData, ImageDataConfig
+from aihwkit_lora.recipes.canvas import Pixels
+from aihwkit_lora.recipes.diffusers_dit import load_dit
+from aihwkit_lora.recipes.diffusion import DiffusionShape, DiffusionTransformer
+from aihwkit_lora.recipes.image_data import ImageData, ImageDataConfig
 
 _OBJECTIVES = ("gaussian_target", "pseudo_class")
 _QUICK: dict[str, Any] = {
@@ -36,6 +40,10 @@ class ImageGeneration(ImageDataConfig):
         baseline: Whether to run the arms without arrays and with a full update, too.
         quick: Whether to take few steps with a tiny model, to see that everything works. It draws
             rubbish.
+        vae: Folder, or name on the Hugging Face hub, of an ``AutoencoderKL`` of diffusers whose
+            latents are drawn; empty for pixels.
+        dit: The same of a ``DiTTransformer2DModel`` of diffusers to start from, in place of a fresh
+            network; block, width and depth play no role then.
         block: How blocks mix patches: ``"attention"``, or ``"convnext"`` as in the paper.
         width: Features of a patch.
         depth: Number of blocks.
@@ -75,6 +83,8 @@ class ImageGeneration(ImageDataConfig):
     chip: str = "rm-180nm"
     baseline: bool = True
     quick: bool = False
+    vae: str = ""
+    dit: str = ""
     block: str = "attention"
     width: int = 96
     depth: int = 4
@@ -133,19 +143,30 @@ class ImageGeneration(ImageDataConfig):
                 f"{self.objective!r}."
             )
 
-    def shape(self, data: ImageData) -> DiffusionShape:
-        """Size of the model for some images."""
-        return DiffusionShape(
-            image_size=self.image_size,
-            channels=data.train.images.shape[1],
-            patch_size=PATCH,
+    def network(self, data: ImageData, canvas: Pixels) -> nn.Module:
+        """Make the model for some images.
+
+        Args:
+            data: Names styles and objects.
+            canvas: What the model draws on.
+        Raises:
+            ConfigurationError: Patches do not tile the canvas, or see :func:`load_dit`.
+        """
+        labels = {"styles": len(data.styles), "objects": len(data.objects)}
+        if self.dit:
+            return load_dit(self.dit, canvas, **labels)
+        channels, side, _ = canvas.shape
+        shape = DiffusionShape(
+            image_size=side,
+            channels=channels,
+            patch_size=canvas.patch_size,
             width=self.width,
             depth=self.depth,
-            styles=len(data.styles),
-            objects=len(data.objects),
             block=self.block,  # type: ignore[arg-type]
             object_maps=True,
+            **labels,
         )
+        return DiffusionTransformer(shape)
 
     def shortened(self) -> ImageGeneration:
         """These options with a tiny model and few steps, for a run that draws rubbish."""

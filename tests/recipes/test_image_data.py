@@ -1,15 +1,12 @@
 """Rendered letters and folders of photographs, split and with cells left out."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from aihwkit_lora.errors import ConfigurationError, DataError, UnknownNameError
 from aihwkit_lora.recipes.image_data import ImageDataConfig, Pictures, load_images
 
-STYLES = ("cubist", "ink", "pastel", "pixel")
-OBJECTS = ("cat", "dog", "house")
+from .styled_folder import OBJECTS, STYLES, folder_of
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +53,6 @@ def test_rendering_follows_the_seed():
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-def folder_of(path, *, count=5, styles=STYLES):
-    generator = np.random.default_rng(0)
-    for number, style in enumerate(styles):
-        for item in OBJECTS:
-            (path / style / item).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 20, (24, 32, 3)) + 60 * number
-                Image.fromarray(pixels.astype(np.uint8)).save(
-                    path / style / item / f"{index}.jpg", quality=95
-                )
-    return path
 
 
 def of_folder(path, **options):
