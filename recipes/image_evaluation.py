@@ -17,6 +17,7 @@ from aihwkit_lora.recipes.image_data import ImageData, Pictures
 from aihwkit_lora.recipes.judges import Judge, frechet_distance, judge_images, noise
 
 _AT_ONCE = 130
+_HALVED = 4
 
 
 def generate(
@@ -224,17 +225,23 @@ class Examiner:
         return DrawnStyles(model, self.judge, self.canvas, seed=self.seed, steps=self.steps)
 
     def own(self) -> dict[str, float]:
-        """Metrics of the judge itself, on real test images and on noise."""
+        """Metrics of the judge itself, on real test images and on noise.
+
+        ``judge_frechet_floor``, the mean distance between two halves of a style's test images, is
+        left out where styles have fewer than four.
+        """
         real = self.data.test
         verdict = judge_images(self.judge, real.images)
         generator = torch.Generator().manual_seed(self.seed)
         rubbish = judge_images(self.judge, noise(real, real, generator)).styles
-        halves = [frechet_distance(f[::2], f[1::2]) for f in self._real.values()]
+        features = [f for f in self._real.values() if len(f) >= _HALVED]
+        halves = [frechet_distance(f[::2], f[1::2]) for f in features]
+        floor = {"judge_frechet_floor": sum(halves) / len(halves)} if halves else {}
         return {
             "judge_style_accuracy": _fraction(verdict.styles == real.styles),
             "judge_object_accuracy": _fraction(verdict.objects == real.objects),
             "judge_noise_rejected": _fraction(rubbish == self.judge.styles),
-            "judge_frechet_floor": sum(halves) / len(halves),
+            **floor,
         }
 
     def grid(self, model: nn.Module, file: Path) -> None:
