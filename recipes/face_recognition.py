@@ -127,8 +127,8 @@ class Job(StagedJob):
     def __init__(
         self, config: FaceRecognition, faces: FaceData, chip: Chip, folder: RunFolder
     ) -> None:
-        super().__init__(chip)
-        self.config, self.faces, self.folder = config, faces, folder
+        super().__init__(chip, folder)
+        self.config, self.faces = config, faces
 
     def learn(self) -> Finished:
         """Learn the first people in torch. That happens off the chip and is not counted."""
@@ -178,7 +178,7 @@ class Job(StagedJob):
         """See what write noise costs, with adapters and without: ``noise.json``, ``noise.png``."""
         start, config = time.perf_counter(), self.config
         test = self.faces.test.few(config.noise_images)
-        found = noise_sweep(
+        sweep = noise_sweep(
             {"base": base, "hybrid": adapted},
             test.images,
             test.labels,
@@ -188,14 +188,13 @@ class Job(StagedJob):
             seed=config.seed,
             mapping=self.chip.mapping,
         )
-        found.write(self.folder.path)
-        return self._looked_at("noise", adapted, start, found.metrics())
+        return self._looked_at("noise", adapted, start, sweep)
 
     def drift(self, base: nn.Module, adapted: nn.Module) -> Finished:
         """See what a year costs: ``drift.json``, ``drift.png``, or why nobody can say."""
         start, config = time.perf_counter(), self.config
         test = self.faces.test.few(config.noise_images)
-        found = drift_on(
+        sweep = drift_on(
             self.chip,
             {"base": base, "hybrid": adapted},
             test.images,
@@ -204,8 +203,7 @@ class Job(StagedJob):
             repeats=config.drift_repeats,
             seed=config.seed,
         )
-        found.write(self.folder.path)
-        return self._looked_at("drift", adapted, start, found.metrics())
+        return self._looked_at("drift", adapted, start, sweep)
 
     def restore(self, continued: nn.Module) -> Finished:
         """Make up for one chip's write noise by a third branch; the others stay active."""
@@ -377,12 +375,6 @@ class Job(StagedJob):
 
     def _seed(self, stage: int) -> None:
         torch.manual_seed(1000 * self.config.seed + stage)
-
-    def _looked_at(
-        self, name: str, model: nn.Module, start: float, metrics: dict[str, float]
-    ) -> Finished:
-        """A stage in which nothing is trained, whatever the one before has left."""
-        return self._finished(name, model, Counts(), start, metrics=metrics, trained=0)
 
 
 RECIPES.add(

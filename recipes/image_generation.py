@@ -38,7 +38,7 @@ from aihwkit_lora.recipes.diffusion import (
     DiffusionTransformer,
     digital_modules,
 )
-from aihwkit_lora.recipes.drift_over_time import NoDrift, drift_on
+from aihwkit_lora.recipes.drift_over_time import drift_on
 from aihwkit_lora.recipes.image_data import (
     ImageData,
     Pictures,
@@ -119,8 +119,8 @@ class Job(StagedJob):
     def __init__(
         self, config: ImageGeneration, data: ImageData, chip: Chip, folder: RunFolder
     ) -> None:
-        super().__init__(chip)
-        self.config, self.data, self.folder = config, data, folder
+        super().__init__(chip, folder)
+        self.config, self.data = config, data
 
     @cached_property
     def canvas(self) -> Pixels:
@@ -267,9 +267,7 @@ class Job(StagedJob):
             models={name: self._hits(model) for name, model in models.items()},
             seed=self.config.seed,
         )
-        sweep.write(self.folder.path)
-        model = models["hybrid"]
-        return self._finished("noise", model, Counts(), start, metrics=sweep.metrics(), trained=0)
+        return self._looked_at("noise", models["hybrid"], start, sweep)
 
     def drift(self, models: Mapping[str, nn.Module]) -> Finished:
         """Let a year pass, or say why nobody knows what that would do."""
@@ -282,11 +280,7 @@ class Job(StagedJob):
             repeats=self.config.noise_chips,
             seed=self.config.seed,
         )
-        sweep.write(self.folder.path)
-        if isinstance(sweep, NoDrift):
-            self.folder.say(f"hybrid-drift: {sweep.reason}")
-        model = models["hybrid"]
-        return self._finished("drift", model, Counts(), start, metrics=sweep.metrics(), trained=0)
+        return self._looked_at("drift", models["hybrid"], start, sweep)
 
     @property
     def _groups(self) -> dict[str, tuple[int, ...]]:

@@ -98,8 +98,8 @@ class Job(StagedJob):
     """
 
     def __init__(self, config: LmUnlearning, data: TextData, chip: Chip, folder: RunFolder) -> None:
-        super().__init__(chip)
-        self.config, self.data, self.folder = config, data, folder
+        super().__init__(chip, folder)
+        self.config, self.data = config, data
         everything = (*data.learnt, *data.new)
         self.tokenizer = Tokenizer(_texts(everything), config.vocabulary)
         self.longest = max(_lengths(self.tokenizer, everything))
@@ -215,10 +215,7 @@ class Job(StagedJob):
             at_once=_CHIPS_AT_ONCE,
         )
         drift = drift_on(self.chip, seen, tokens, sets, groups=groups, repeats=config.noise_chips)
-        for found in (noise, drift):
-            found.write(self.folder.path)
-        metrics = {**noise.metrics(), **drift.metrics()}
-        return self._finished("noise", hybrid, Counts(), start, metrics=metrics, trained=0)
+        return self._looked_at("noise", hybrid, start, noise, drift)
 
     def restore(self, model: nn.Module) -> Finished:
         """Train a third branch on one noisy chip; the sealed one stays active."""

@@ -161,8 +161,8 @@ class Job(StagedJob):
     """
 
     def __init__(self, config: RequestStream, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
-        super().__init__(al.chips.find(config.chip))
+        super().__init__(al.chips.find(config.chip), folder)
+        self.config = config
         *before, last = config.people
         self.faces = load_faces(
             FaceDataConfig(

@@ -27,7 +27,7 @@ from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.continual.head import grow_head_
 from aihwkit_lora.metering import Counts, Ledger
-from aihwkit_lora.recipes.drift_over_time import NoDrift, drift_on
+from aihwkit_lora.recipes.drift_over_time import drift_on
 from aihwkit_lora.recipes.face_ratios import ratios
 from aihwkit_lora.recipes.noise_sweep import NoiseSweep, noise_sweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe
@@ -120,8 +120,8 @@ class Job(StagedJob):
     def __init__(
         self, config: SpeakerAuthentication, speakers: SpeakerData, chip: Chip, folder: RunFolder
     ) -> None:
-        super().__init__(chip)
-        self.config, self.speakers, self.folder = config, speakers, folder
+        super().__init__(chip, folder)
+        self.config, self.speakers = config, speakers
 
     def learn(self) -> Finished:
         """Learn the first speakers in torch. That happens off the chip and is not counted."""
@@ -177,9 +177,8 @@ class Job(StagedJob):
             seed=config.seed,
             mapping=self.chip.mapping,
         )
-        sweep.write(self.folder.path)
-        metrics |= {**self._at_restored(sweep), **sweep.metrics()}
-        return self._finished("noise", continued, Counts(), start, metrics=metrics, trained=0)
+        metrics |= self._at_restored(sweep)
+        return self._looked_at("noise", continued, start, sweep, metrics=metrics)
 
     def drift(self, base: nn.Module, continued: nn.Module) -> Finished:
         """Let a year pass, or say why nobody knows what that would do."""
@@ -194,11 +193,7 @@ class Job(StagedJob):
             repeats=config.drift_repeats,
             seed=config.seed,
         )
-        sweep.write(self.folder.path)
-        if isinstance(sweep, NoDrift):
-            self.folder.say(f"hybrid-drift: {sweep.reason}")
-        metrics = sweep.metrics()
-        return self._finished("drift", continued, Counts(), start, metrics=metrics, trained=0)
+        return self._looked_at("drift", continued, start, sweep)
 
     def restore(self, continued: nn.Module) -> Finished:
         """Make up for one chip's write noise by a third branch; the others stay active."""

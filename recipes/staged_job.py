@@ -1,4 +1,4 @@
-"""What the jobs of all recipes share: putting a model on arrays, and closing a stage's books."""
+"""What the jobs of all recipes share: a model on arrays, sweeps, and closing a stage's books."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import nn
 import aihwkit_lora as al
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.metering import Counts, Ledger
-from aihwkit_lora.recipes.run_folder import Finished
+from aihwkit_lora.recipes.accuracy_sweep import AccuracySweep
+from aihwkit_lora.recipes.drift_over_time import NoDrift
+from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.reporting import StageRecord, StepRecord
 
 
@@ -19,10 +21,11 @@ class StagedJob:
 
     Args:
         chip: Where the model runs, and whose prices hold.
+        folder: Where stages, logs and pictures go.
     """
 
-    def __init__(self, chip: Chip) -> None:
-        self.chip = chip
+    def __init__(self, chip: Chip, folder: RunFolder) -> None:
+        self.chip, self.folder = chip, folder
 
     def _on_arrays(
         self, learnt: nn.Module, *, seed: int, digital: Sequence[str] = ()
@@ -32,6 +35,24 @@ class StagedJob:
         model = al.convert(learnt, self.chip, exclude_modules=digital).requires_grad_(False)
         al.program_(model, self.chip, ledger=ledger, phase="program", seed=seed)
         return al.freeze_(model), ledger.total()
+
+    def _looked_at(
+        self,
+        name: str,
+        model: nn.Module,
+        start: float,
+        *sweeps: AccuracySweep | NoDrift,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Finished:
+        """Write sweeps down, in a stage that began at ``start`` and trains nothing."""
+        found = dict(metrics or {})
+        for sweep in sweeps:
+            sweep.write(self.folder.path)
+            if isinstance(sweep, NoDrift):
+                self.folder.say(f"{name}: {sweep.reason}")
+            found |= sweep.metrics()
+        # Whatever the stage before has left may want a gradient.
+        return self._finished(name, model, Counts(), start, metrics=found, trained=0)
 
     def _finished(
         self,
