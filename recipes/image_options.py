@@ -89,11 +89,11 @@ class ImageGeneration(ImageDataConfig):
     width: int = 96
     depth: int = 4
     judge_steps: int = 1000
-    learn_steps: int = 4000
+    learn_steps: int = 5000
     learn_batch_size: int = 64
     weight_noise: float = 0.03
     weight_clip: float = 3.0
-    weight_decay: float = 0.5
+    weight_decay: float = 0.3
     objective: str = "pseudo_class"
     forget_rank: int = 4
     continue_rank: int = 8
