@@ -86,7 +86,7 @@ class EWC(Penalised):
     name: ClassVar[str] = "ewc"
     summary: ClassVar[str] = "Pull an adapter back to where it was, where earlier tasks need it"
     formula: ClassVar[str] = "CE + λ/2·Σ_tasks Σ_i F_i (θ_i − θ*_i)², θ of the adapter in training"
-    source: ClassVar[str] = "Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3"
+    source: ClassVar[str] = "Kirkpatrick et al. 2017, arXiv:1612.00796"
     strength: float = 100.0
     anchors: list[Anchor] = field(default_factory=list, repr=False)
 

@@ -59,7 +59,7 @@ class DERPlusPlus(ContinualObjective):
     name: ClassVar[str] = "der++"
     summary: ClassVar[str] = "Answer earlier samples as back then, and as their labels say"
     formula: ClassVar[str] = "CE_new + α·mean(z − z_buf)² + β·CE_buf"
-    source: ClassVar[str] = "Buzzega et al. 2020, arXiv:2004.07211, eq. 6"
+    source: ClassVar[str] = "Buzzega et al. 2020, arXiv:2004.07211, DER++"
     needs: ClassVar[frozenset[str]] = frozenset({"new", "replay"})
     alpha: float = 0.5
     beta: float = 0.5
