@@ -1,7 +1,9 @@
 """A run that is killed again and again, run by test_kill.py as ``killed.py FOLDER KILLS SEED``.
 
 The runs are forks, so that what is imported here is imported once. Each saves after every batch,
-also where gradients accumulate, and goes on from the last checkpoint that can be read.
+also where gradients accumulate, and goes on from the last checkpoint that can be read. It does not
+save after the last batch of an epoch: from such a checkpoint Lightning goes on in a way that makes
+another resume, in the next epoch, repeat batches (tests/contracts/test_lightning_resume.py).
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ class Saver(Checkpoint):
         self.folder = folder
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        number = trainer.fit_loop.epoch_loop.total_batch_idx
-        trainer.save_checkpoint(self.folder / f"{number:04}.ckpt")
+        if not trainer.is_last_batch:
+            number = trainer.fit_loop.epoch_loop.total_batch_idx
+            trainer.save_checkpoint(self.folder / f"{number:04}.ckpt")
 
 
 class Writer(pl.Callback):
@@ -102,10 +105,15 @@ def forked(folder: Path) -> int:
     os._exit(0)
 
 
+def newest(folder: Path) -> int:
+    """Number of the newest checkpoint, -1 for none."""
+    return max((int(path.stem) for path in folder.glob("*.ckpt")), default=-1)
+
+
 def killed(folder: Path, batch: int, seconds: float) -> bool:
     """Start a run and kill it some time after a batch; tell whether that came before its end."""
-    child, wanted = forked(folder), max(batch, len(list(folder.glob("*.ckpt"))))
-    while not (folder / f"{wanted:04}.ckpt").exists():
+    child, before = forked(folder), newest(folder)
+    while newest(folder) < max(batch, before + 1):
         if os.waitpid(child, os.WNOHANG) != (0, 0):
             return False
         time.sleep(0.001)

@@ -8,7 +8,7 @@ import torch
 from aihwkit_lora.errors import ConfigurationError, DataError
 from aihwkit_lora.recipes.canvas import Pixels, canvas
 
-diffusers = pytest.importorskip("diffusers")
+from .tiny_diffusers import autoencoder, diffusers
 
 IMAGES = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -17,15 +17,7 @@ IMAGES = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) *
 def folder(request, tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vae")
-    vae = diffusers.AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[4, 8],
-        norm_num_groups=2,
-        latent_channels=2,
-        scaling_factor=0.5,
-        shift_factor=request.param,
-    )
+    vae = autoencoder(latent_channels=2, scaling_factor=0.5, shift_factor=request.param)
     vae.save_pretrained(path)
     return path
 

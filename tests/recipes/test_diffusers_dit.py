@@ -13,23 +13,14 @@ from aihwkit_lora.recipes.image_generation import ImageGeneration
 from aihwkit_lora.recipes.recipe import RECIPES, run_recipe
 
 from .styled_folder import folder_of
-
-diffusers = pytest.importorskip("diffusers")
+from .tiny_diffusers import autoencoder, transformer
 
 STYLES, OBJECTS = 3, 4
 
 
-def dit(**sizes):
-    torch.manual_seed(0)
-    settings = {"in_channels": 1, "sample_size": 20, "patch_size": 4, "num_layers": 2}
-    return diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, **settings | sizes
-    )
-
-
 @pytest.fixture
 def model():
-    return DiffusersDiT(dit(), styles=STYLES, objects=OBJECTS).eval()
+    return DiffusersDiT(transformer(), styles=STYLES, objects=OBJECTS).eval()
 
 
 def test_labels_are_sums_of_rows_that_all_blocks_share(model):
@@ -49,7 +40,7 @@ def test_it_predicts_what_the_network_of_diffusers_does_at_its_own_times(model):
 
 
 def test_predicted_variances_are_left_out():
-    both = DiffusersDiT(dit(out_channels=2), styles=STYLES, objects=OBJECTS)
+    both = DiffusersDiT(transformer(out_channels=2), styles=STYLES, objects=OBJECTS)
     assert both(torch.randn(2, 1, 20, 20), torch.rand(2), torch.tensor([0, 1])).shape[1] == 1
 
 
@@ -70,7 +61,7 @@ def test_adapters_go_beside_its_mlps_and_its_linear_layers_become_arrays(model):
 
 
 def test_a_model_of_another_size_or_none_at_all_is_refused(tmp_path):
-    dit().save_pretrained(tmp_path / "dit")
+    transformer().save_pretrained(tmp_path / "dit")
     with pytest.raises(ConfigurationError, match="3 channels of 16 × 16, found one for 1 of 20 × "):
         load_dit(str(tmp_path / "dit"), Pixels((3, 16, 16)), styles=STYLES, objects=OBJECTS)
     with pytest.raises(ConfigurationError, match=r"dit: expected a folder, .*Model, found"):
@@ -78,15 +69,8 @@ def test_a_model_of_another_size_or_none_at_all_is_refused(tmp_path):
 
 
 def test_the_whole_recipe_runs_on_latents_with_it(tmp_path):
-    vae = diffusers.AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[4, 8],
-        norm_num_groups=2,
-        latent_channels=4,
-    )
-    vae.save_pretrained(tmp_path / "vae")
-    twice = dit(in_channels=4, out_channels=8, sample_size=8, patch_size=2)
+    autoencoder(latent_channels=4).save_pretrained(tmp_path / "vae")
+    twice = transformer(in_channels=4, out_channels=8, sample_size=8, patch_size=2)
     twice.save_pretrained(tmp_path / "dit")
     photographs = folder_of(tmp_path / "photographs")
     config = ImageGeneration(
