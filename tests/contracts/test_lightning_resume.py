@@ -26,7 +26,7 @@ class Counted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -39,7 +39,7 @@ class StopAfter(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         if (trainer.current_epoch, index) == self.last:
             trainer.save_checkpoint(self.path)
-            raise Interrupted
+            raise InterruptionError
 
 
 def trained(start, *stops):
@@ -54,7 +54,7 @@ def trained(start, *stops):
         callbacks=list(stops),
     )
     data = DataLoader(TensorDataset(torch.ones(BATCHES, 1)))
-    with contextlib.suppress(Interrupted):
+    with contextlib.suppress(InterruptionError):
         trainer.fit(module, data, ckpt_path=start)
     return module.seen
 
