@@ -3,7 +3,7 @@
 The runs are forks, so that what is imported here is imported once. Each saves after every batch,
 also where gradients accumulate, and goes on from the last checkpoint that can be read. It does not
 save after the last batch of an epoch: from such a checkpoint Lightning goes on in a way that makes
-another resume, in the next epoch, repeat batches (tests/contracts/test_lightning_resume.py).
+another resume, in the next epoch, repeat batches (tests/contracts/test_lightning.py).
 """
 
 from __future__ import annotations

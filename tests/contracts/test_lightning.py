@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 
 import pytest
@@ -389,6 +390,64 @@ def test_a_callback_that_is_missing_on_resuming_only_warns(tmp_path, lightning_f
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint") as caught:
         trainer_of(max_epochs=2).fit(Module(), batches(1), ckpt_path=path)
     assert any("['Stateful']" in str(warning.message) for warning in caught), fact
+
+
+class Counted(Module):
+    """Lists the batches that it trains on, as epoch and number."""
+
+    def training_step(self, x, index):
+        self.events.append((self.current_epoch, index))
+        return self.layer(x).square().mean()
+
+    optimizer_step = pl.LightningModule.optimizer_step
+
+
+class InterruptionError(Exception):
+    pass
+
+
+class StopAfter(pl.Callback):
+    """Saves right after a batch, and ends the run there."""
+
+    def __init__(self, path, epoch, batch):
+        self.path, self.last = path, (epoch, batch)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if (trainer.current_epoch, index) == self.last:
+            trainer.save_checkpoint(self.path)
+            raise InterruptionError
+
+
+@pytest.mark.filterwarnings("ignore:.*not resumable")
+@pytest.mark.parametrize("first", [3, 4])
+def test_a_second_resume_repeats_batches_if_the_first_began_at_an_epochs_end(
+    tmp_path, first, lightning_fact
+):
+    fact = lightning_fact(
+        "a run resumed from a checkpoint of an epoch's last batch, and resumed again in the next "
+        "epoch, trains that epoch from its start; resumed from elsewhere, it repeats nothing",
+        "the kill test, which does not save right after an epoch's last batch",
+        "if it repeats nothing now, save there too, and say so under limits in docs/callbacks.md",
+    )
+    size, (one, two) = 5, (tmp_path / "one.ckpt", tmp_path / "two.ckpt")
+
+    def trained(start, *stops):
+        module = Counted()
+        with contextlib.suppress(InterruptionError):
+            trainer_of(*stops, max_epochs=3).fit(module, batches(size), ckpt_path=start)
+        return module.events
+
+    seen = trained(None, StopAfter(one, 0, first))
+    seen += trained(one, StopAfter(two, 1, 2))
+    last = trained(two)
+    everything = [(epoch, batch) for epoch in range(3) for batch in range(size)]
+    if first < size - 1:
+        assert seen + last == everything, fact
+    else:
+        # Its epoch_progress says that epoch 1 was over when the second checkpoint was written.
+        assert seen == everything[: size + 3], fact
+        assert last != everything[size + 3 :], fact
+        assert last[0] == (1, 0), fact
 
 
 # ------------------------------------------------------------------ Lightning on aihwkit's layers
