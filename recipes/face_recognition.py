@@ -26,17 +26,17 @@ from aihwkit_lora.callbacks import EnergyMeter, FrozenGuard, PulseCounter
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.recipes.arm_ratios import ratios
 from aihwkit_lora.recipes.drift_over_time import drift_on
 from aihwkit_lora.recipes.face_baselines import BASELINES
 from aihwkit_lora.recipes.face_data import FaceData, FaceImages, load_faces
 from aihwkit_lora.recipes.face_models import build_model
 from aihwkit_lora.recipes.face_objectives import Objective, continuing, forgetting_by, learning
 from aihwkit_lora.recipes.face_options import FaceRecognition
-from aihwkit_lora.recipes.face_ratios import ratios
 from aihwkit_lora.recipes.face_verification import verify
 from aihwkit_lora.recipes.mixer import LORA_TARGETS
 from aihwkit_lora.recipes.noise_sweep import noise_sweep
-from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.staged_job import StagedJob, trainable
 from aihwkit_lora.recipes.training import (
@@ -48,7 +48,7 @@ from aihwkit_lora.recipes.training import (
     Trainee,
     fit,
 )
-from aihwkit_lora.reporting import RunReport, StageRecord, environment
+from aihwkit_lora.reporting import RunReport, StageRecord
 from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.objectives import apply_negation_
@@ -81,15 +81,7 @@ def run(config: FaceRecognition, folder: RunFolder) -> RunReport:
     arms = {"hybrid": hybrid(job, learnt, programmed)}
     for name in resolved.arms:
         arms[name] = BASELINES.get(name)(job, learnt, programmed)
-    return RunReport(
-        recipe="face_recognition",
-        chip=config.chip,
-        seed=config.seed,
-        config=dataclasses.asdict(config),
-        environment=environment(),
-        arms=arms,
-        ratios=ratios(arms, job.chip),
-    )
+    return reported("face_recognition", config, arms, ratios(arms, job.chip))
 
 
 def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:

@@ -31,6 +31,7 @@ from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.accuracy_sweep import Hits
+from aihwkit_lora.recipes.arm_ratios import ratios
 from aihwkit_lora.recipes.canvas import Pixels, canvas
 from aihwkit_lora.recipes.diffusers_dit import DiffusersDiT
 from aihwkit_lora.recipes.diffusion import (
@@ -47,7 +48,6 @@ from aihwkit_lora.recipes.image_data import (
 )
 from aihwkit_lora.recipes.image_evaluation import Examiner
 from aihwkit_lora.recipes.image_options import ImageGeneration
-from aihwkit_lora.recipes.image_ratios import ratios
 from aihwkit_lora.recipes.image_training import (
     Adapting,
     Denoiser,
@@ -60,12 +60,12 @@ from aihwkit_lora.recipes.image_training import (
 )
 from aihwkit_lora.recipes.judges import Judge, train_judge
 from aihwkit_lora.recipes.noise_sweep import NoiseSweep
-from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.reprogramming import deploy_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.staged_job import StagedJob, trainable
 from aihwkit_lora.recipes.training import StepRecorder
-from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
+from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord
 from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning import objectives
 from aihwkit_lora.unlearning.reference import reference
@@ -95,15 +95,7 @@ def run(config: ImageGeneration, folder: RunFolder) -> RunReport:
     if config.baseline:
         arms["digital"] = job.digital(learnt)
         arms["deploy_once"] = job.deploy_once(learnt, programmed)
-    return RunReport(
-        recipe="image_generation",
-        chip=config.chip,
-        seed=config.seed,
-        config=dataclasses.asdict(config),
-        environment=environment(),
-        arms=arms,
-        ratios=ratios(arms, job.chip),
-    )
+    return reported("image_generation", config, arms, ratios(arms, job.chip))
 
 
 class Job(StagedJob):

@@ -1,10 +1,8 @@
-"""How a stage of the image recipe is trained: noisy images, Lightning modules, one trainer."""
+"""How a stage of the image recipe is trained: noisy images, Lightning modules."""
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import EMAWeightAveraging
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,7 +23,7 @@ from aihwkit_lora.callbacks.objective_module import Loss
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.recipes.diffusion import draw_times, interpolate
 from aihwkit_lora.recipes.image_data import Pictures
-from aihwkit_lora.recipes.progress import shown
+from aihwkit_lora.recipes.trainer import train
 
 Denoising = tuple[tuple[Tensor, Tensor, Tensor], Tensor]
 """Inputs of the model (noisy images, times, labels), and the images that it shall predict."""
@@ -341,22 +338,4 @@ def fit(
         log: Folder for the values of each step, as CSV.
         callbacks: Lightning callbacks.
     """
-    with warnings.catch_warnings():
-        # Batches are drawn in memory, so workers would only cost time.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
-        # pytorch-lightning 2.6.6 asks torch 2.15 in a way that is on its way out.
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-        trainer = pl.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=CSVLogger(log.parent, name=log.name, version=""),
-            log_every_n_steps=1,
-            gradient_clip_val=1.0,
-            enable_checkpointing=False,
-            enable_progress_bar=shown(),
-            enable_model_summary=False,
-            callbacks=callbacks,
-        )
-        trainer.fit(module, batches)
+    train(module, batches, log=log, callbacks=callbacks, max_steps=steps, gradient_clip_val=1.0)

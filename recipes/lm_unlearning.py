@@ -11,7 +11,6 @@ forgotten authors, which is what forgetting is measured by.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +28,8 @@ from aihwkit_lora.callbacks.objective_module import Loss
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.recipes.arm_ratios import ratios
 from aihwkit_lora.recipes.drift_over_time import drift_on
-from aihwkit_lora.recipes.image_ratios import ratios
 from aihwkit_lora.recipes.image_training import Adapting, fit
 from aihwkit_lora.recipes.lm_data import Question, TextData, load_texts
 from aihwkit_lora.recipes.lm_evaluation import SETS, ExactAnswers, Examiner
@@ -39,12 +38,12 @@ from aihwkit_lora.recipes.lm_options import LmUnlearning
 from aihwkit_lora.recipes.lm_tokens import Sequences, TextBatches, Tokenizer, loader
 from aihwkit_lora.recipes.lm_training import Answering, Reader, TaughtNPO
 from aihwkit_lora.recipes.noise_sweep import noise_sweep
-from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.reprogramming import deploy_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.staged_job import StagedJob, trainable
 from aihwkit_lora.recipes.training import StepRecorder
-from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord, environment
+from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord
 from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning import objectives
 from aihwkit_lora.unlearning.reference import reference
@@ -76,15 +75,7 @@ def run(config: LmUnlearning, folder: RunFolder) -> RunReport:
     if config.baseline:
         arms["digital"] = job.digital(learnt)
         arms["deploy_once"] = job.deploy_once(learnt, programmed)
-    return RunReport(
-        recipe="lm_unlearning",
-        chip=config.chip,
-        seed=config.seed,
-        config=dataclasses.asdict(config),
-        environment=environment(),
-        arms=arms,
-        ratios=ratios(arms, job.chip),
-    )
+    return reported("lm_unlearning", config, arms, ratios(arms, job.chip))
 
 
 class Job(StagedJob):

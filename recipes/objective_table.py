@@ -24,10 +24,10 @@ from aihwkit_lora.recipes.face_data import FaceImages, load_faces
 from aihwkit_lora.recipes.face_objectives import require_usable
 from aihwkit_lora.recipes.face_recognition import FaceRecognition, Job
 from aihwkit_lora.recipes.face_verification import without_forgotten
-from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.training import Evaluation
-from aihwkit_lora.reporting import RunReport, StageRecord, environment
+from aihwkit_lora.reporting import RunReport, StageRecord
 from aihwkit_lora.tiles.write_noise import noisy_outputs
 from aihwkit_lora.unlearning import objectives
 from aihwkit_lora.unlearning.metrics import js_divergence, tug_of_war
@@ -144,15 +144,7 @@ def run(config: ObjectiveTable, folder: RunFolder) -> RunReport:
     chip = al.chips.find(config.chip)
     arms = {name: (_summary(records, chip),) for name, records in rows.items()}
     write_table(arms, config, folder.path / "table.md")
-    return RunReport(
-        recipe="unlearning_objectives",
-        chip=config.chip,
-        seed=config.seed,
-        config=dataclasses.asdict(config),
-        environment=environment(),
-        arms=arms,
-        ratios=(),
-    )
+    return reported("unlearning_objectives", config, arms)
 
 
 class Trial:

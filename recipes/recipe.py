@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.run_folder import RunFolder
 from aihwkit_lora.registry import Registry
-from aihwkit_lora.reporting import RunReport, draw
+from aihwkit_lora.reporting import Ratio, RunReport, StageRecord, draw, environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,31 @@ class Recipe:
 
 RECIPES: Registry[Recipe] = Registry("recipe")
 """All recipes by name."""
+
+
+def reported(
+    recipe: str,
+    config: Any,
+    arms: Mapping[str, tuple[StageRecord, ...]],
+    ratios: tuple[Ratio, ...] = (),
+) -> RunReport:
+    """Describe what a run has done.
+
+    Args:
+        recipe: Its name.
+        config: What it was asked for, ``--quick`` and all; has a chip and a seed.
+        arms: Finished stages in order, by arm.
+        ratios: Comparisons between arms.
+    """
+    return RunReport(
+        recipe=recipe,
+        chip=config.chip,
+        seed=config.seed,
+        config=dataclasses.asdict(config),
+        environment=environment(),
+        arms=arms,
+        ratios=ratios,
+    )
 
 
 def run_recipe(

@@ -30,7 +30,7 @@ from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.face_data import FaceDataConfig, load_faces
 from aihwkit_lora.recipes.face_objectives import Objective, hinge, learning, varied
 from aihwkit_lora.recipes.mixer import MlpMixer
-from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.staged_job import StagedJob
 from aihwkit_lora.recipes.training import (
@@ -42,7 +42,7 @@ from aihwkit_lora.recipes.training import (
     Trainee,
     fit,
 )
-from aihwkit_lora.reporting import RunReport, StageRecord, environment
+from aihwkit_lora.reporting import RunReport, StageRecord
 from aihwkit_lora.unlearning.request_log import RequestLog
 from aihwkit_lora.unlearning.seal import seal_
 
@@ -141,15 +141,7 @@ def run(config: RequestStream, folder: RunFolder) -> RunReport:
     if config.retrained:
         arms["retrained"] = tuple(job.from_scratch())
     write_table(arms, folder.path / "table.md")
-    return RunReport(
-        recipe="request_stream",
-        chip=config.chip,
-        seed=config.seed,
-        config=dataclasses.asdict(config),
-        environment=environment(),
-        arms=arms,
-        ratios=(),
-    )
+    return reported("request_stream", config, arms)
 
 
 class Job(StagedJob):

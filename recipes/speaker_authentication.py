@@ -10,11 +10,9 @@ noise of one chip. Beside that run the other ways to forget and to enrol; see ``
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -27,10 +25,10 @@ from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.continual.head import grow_head_
 from aihwkit_lora.metering import Counts, Ledger
+from aihwkit_lora.recipes.arm_ratios import ratios
 from aihwkit_lora.recipes.drift_over_time import drift_on
-from aihwkit_lora.recipes.face_ratios import ratios
 from aihwkit_lora.recipes.noise_sweep import NoiseSweep, noise_sweep
-from aihwkit_lora.recipes.recipe import RECIPES, Recipe
+from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.speaker_baselines import BASELINES
 from aihwkit_lora.recipes.speaker_data import SpeakerClips, SpeakerData, load_speakers
@@ -49,7 +47,7 @@ from aihwkit_lora.recipes.speaker_training import (
 from aihwkit_lora.recipes.spiking import LORA_TARGETS, SpikingNet
 from aihwkit_lora.recipes.staged_job import StagedJob
 from aihwkit_lora.recipes.training import VALIDATION, StepRecorder
-from aihwkit_lora.reporting import Ratio, RunReport, StageRecord, environment
+from aihwkit_lora.reporting import RunReport, StageRecord
 from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.metrics.probe import linear_probe
@@ -78,15 +76,7 @@ def run(config: SpeakerAuthentication, folder: RunFolder) -> RunReport:
     arms = {"hybrid": hybrid(job, learnt, programmed)}
     for name in resolved.arms:
         arms[name] = BASELINES.get(name)(job, learnt, programmed)
-    return RunReport(
-        recipe="speaker_authentication",
-        chip=config.chip,
-        seed=config.seed,
-        config=dataclasses.asdict(config),
-        environment=environment(),
-        arms=arms,
-        ratios=tuple(_of_clips(ratio) for ratio in ratios(arms, job.chip)),
-    )
+    return reported("speaker_authentication", config, arms, ratios(arms, job.chip, sample="clip"))
 
 
 def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecord, ...]:
@@ -401,14 +391,6 @@ class Job(StagedJob):
 
 _STREAMS = ("learn", "forget", "continue", "restore", "grow", "replay")
 """Stages with random numbers of their own."""
-
-
-def _of_clips(ratio: Ratio) -> Ratio:
-    """The ratios of the face recipe say image where a clip is meant."""
-    texts = ("name", "numerator", "denominator", "includes")
-    return replace(
-        ratio, **{text: getattr(ratio, text).replace("per image", "per clip") for text in texts}
-    )
 
 
 RECIPES.add(

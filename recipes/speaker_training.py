@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
@@ -23,9 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.errors import ConfigurationError
-from aihwkit_lora.recipes.progress import shown
 from aihwkit_lora.recipes.speaker_data import SpeakerClips
 from aihwkit_lora.recipes.speaker_features import varied
+from aihwkit_lora.recipes.trainer import train
 from aihwkit_lora.unlearning.objectives.relabelling import KLUniform
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -330,39 +327,16 @@ def fit(
         callbacks: Lightning callbacks.
     """
     data = TensorDataset(clips.spikes, clips.labels)
-    train = DataLoader(data, batch_size=min(schedule.batch_size, len(clips)), shuffle=True)
     held = TensorDataset(validation.inputs, validation.labels)
-    with _quiet():
-        trainer = pl.Trainer(
-            max_epochs=schedule.epochs,
-            accelerator="cpu",
-            logger=CSVLogger(log.parent, name=log.name, version=""),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=shown(),
-            enable_model_summary=False,
-            callbacks=callbacks,
-        )
-        trainer.fit(trainee, train, DataLoader(held, batch_size=len(validation)))
+    train(
+        trainee,
+        DataLoader(data, batch_size=min(schedule.batch_size, len(clips)), shuffle=True),
+        DataLoader(held, batch_size=len(validation)),
+        log=log,
+        callbacks=callbacks,
+        max_epochs=schedule.epochs,
+    )
     trainee.restore_best()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning says the same about devices, workers and tips in each stage."""
-    known = logging.getLogger("pytorch_lightning")
-    level = known.level
-    known.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
-            # pytorch-lightning 2.6.6 asks torch 2.15 in a way that is on its way out.
-            warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-            yield
-    finally:
-        known.setLevel(level)
 
 
 def _shaken(weight: Tensor, relative: float) -> Tensor:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,7 +21,7 @@ from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Ledger, price
 from aihwkit_lora.recipes.face_data import FaceData, FaceImages
 from aihwkit_lora.recipes.face_objectives import Objective
-from aihwkit_lora.recipes.progress import shown
+from aihwkit_lora.recipes.trainer import train
 from aihwkit_lora.reporting import StepRecord
 
 VALIDATION = "validate"
@@ -258,39 +254,15 @@ def fit(
         callbacks: Lightning callbacks.
     """
     batch_size = min(schedule.batch_size or len(images), len(images))
-    train = DataLoader(_data(images), batch_size=batch_size, shuffle=True)
-    validation = DataLoader(_data(faces.validation), batch_size=len(faces.validation))
-    with warnings.catch_warnings(), _quiet("pytorch_lightning"):
-        # Images are in memory, so workers would only cost time; stages are small on purpose.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
-        # pytorch-lightning 2.6.6 asks torch 2.15 in a way that is on its way out.
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        trainer = pl.Trainer(
-            max_epochs=schedule.epochs,
-            accelerator="cpu",
-            logger=CSVLogger(log.parent, name=log.name, version=""),
-            log_every_n_steps=1,
-            gradient_clip_val=1.0,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=shown(),
-            enable_model_summary=False,
-            callbacks=callbacks,
-        )
-        trainer.fit(trainee, train, validation)
-
-
-@contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Lightning says the same about devices and tips in each stage."""
-    known = logging.getLogger(logger)
-    level = known.level
-    known.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        known.setLevel(level)
+    train(
+        trainee,
+        DataLoader(_data(images), batch_size=batch_size, shuffle=True),
+        DataLoader(_data(faces.validation), batch_size=len(faces.validation)),
+        log=log,
+        callbacks=callbacks,
+        max_epochs=schedule.epochs,
+        gradient_clip_val=1.0,
+    )
 
 
 def _data(faces: FaceImages) -> TensorDataset:

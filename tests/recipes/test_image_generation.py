@@ -127,6 +127,7 @@ def test_ratios_are_named(stored):
     assert [ratio["name"] for ratio in stored["ratios"]] == [
         "deployment energy, all weights ÷ adapter",
         "trainable parameters",
+        "update energy, deploy_once ÷ hybrid",
         "training energy, deploy_once ÷ hybrid",
         "training energy, digital ÷ hybrid",
     ]

@@ -32,18 +32,26 @@ _COMPARED: Mapping[str, Sequence[Callable[[Case, Case], Ratio]]] = {
 }
 
 
-def ratios(arms: Mapping[str, Sequence[StageRecord]], chip: Chip) -> tuple[Ratio, ...]:
+def ratios(
+    arms: Mapping[str, Sequence[StageRecord]], chip: Chip, *, sample: str = "image"
+) -> tuple[Ratio, ...]:
     """Compare the arms of a run.
 
     Args:
         arms: Stages by arm; without baselines only deployment is compared.
         chip: Whose prices to take.
+        sample: What the recipe calls one input.
     """
     stages = {arm: {stage.name: stage for stage in found} for arm, found in arms.items()}
     hybrid = stages["hybrid"]
     found = [_deployment(hybrid, chip)]
+    full = stages.get("reprogram", stages.get("deploy_once"))
+    if full is not None:
+        found.append(
+            parameter_ratio(*(arm["forget"].trainable_parameters for arm in (full, hybrid)))
+        )
     if "reprogram" in stages:
-        found += _training(stages["reprogram"], hybrid, chip)
+        found += _reprogramming(stages["reprogram"], hybrid, chip, sample)
     for arm in ("deploy_once", "digital", "in_situ"):
         if arm in stages:
             cases = _adaptation(arm, stages[arm], chip), _adaptation("hybrid", hybrid, chip)
@@ -51,16 +59,15 @@ def ratios(arms: Mapping[str, Sequence[StageRecord]], chip: Chip) -> tuple[Ratio
     return tuple(found)
 
 
-def _training(full: _Stages, hybrid: _Stages, chip: Chip) -> list[Ratio]:
+def _reprogramming(full: _Stages, hybrid: _Stages, chip: Chip, sample: str) -> list[Ratio]:
     above, below = _adaptation("reprogram", full, chip), _adaptation("hybrid", hybrid, chip)
-    # An image takes the same array cycles in both arms, so they stand for images.
-    images = [case.counts["array_cycles"] for case in (above, below)]
+    # A sample takes the same array cycles in both arms, so they stand for samples.
+    samples = [case.counts["array_cycles"] for case in (above, below)]
     steps = [_steps(stages) for stages in (full, hybrid)]
     return [
-        parameter_ratio(*(arm["forget"].trainable_parameters for arm in (full, hybrid))),
         update_count_ratio(above, below),
         update_energy_ratio(*_each("step", above, below, steps)),
-        training_energy_ratio(*_each("image", above, below, images)),
+        training_energy_ratio(*_each(sample, above, below, samples)),
         training_energy_ratio(above, below),
     ]
 
@@ -93,7 +100,7 @@ def _steps(stages: _Stages) -> int:
 
 
 def _each(what: str, above: Case, below: Case, numbers: Sequence[int]) -> tuple[Case, Case]:
-    """Both cases per step or per image, with their schedules divided out."""
+    """Both cases per step or per sample, with their schedules divided out."""
     # Scaling both by the other's number divides each by its own, in whole numbers.
     first, second = (
         replace(case, name=f"{case.name} per {what}", counts=case.counts.scaled(other))

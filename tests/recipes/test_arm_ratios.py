@@ -6,7 +6,7 @@ import pytest
 
 import aihwkit_lora as al
 from aihwkit_lora.metering import Counts
-from aihwkit_lora.recipes.face_ratios import ratios
+from aihwkit_lora.recipes.arm_ratios import ratios
 from aihwkit_lora.reporting import StageRecord, StepRecord
 
 CHIP = al.chips.get("rm-180nm")
@@ -142,3 +142,20 @@ def test_without_the_baseline_only_deployment_is_compared():
     (found,) = ratios({"hybrid": ARMS["hybrid"]}, CHIP)
     assert found.name == next(iter(EXPECTED))
     assert found.value == pytest.approx(EXPECTED[found.name], rel=1e-12)
+
+
+def test_without_reprogramming_the_other_full_update_gives_the_parameters():
+    deployed = (
+        stage("forget", DEPLOYED, parameters=500, steps=1),
+        stage("continue", {}, parameters=500, steps=1),
+    )
+    found = ratios({"hybrid": ARMS["hybrid"], "deploy_once": deployed}, CHIP)
+    deployment, parameters, *energies = [ratio.name for ratio in found]
+    assert (deployment, parameters) == tuple(EXPECTED)[:2]
+    assert energies == list(MORE)[:2]
+    assert found[1].value == pytest.approx(5.0)
+
+
+def test_a_sample_is_called_what_the_recipe_calls_it():
+    per_sample = [r.name for r in ratios(ARMS, CHIP, sample="clip") if "per clip" in r.name]
+    assert per_sample == ["training energy, reprogram per clip ÷ hybrid per clip"]
