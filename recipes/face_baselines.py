@@ -19,10 +19,10 @@ import aihwkit_lora as al
 from aihwkit_lora.callbacks import PulseCounter
 from aihwkit_lora.metering import Ledger
 from aihwkit_lora.recipes.face_objectives import OWN, Objective, needs_a_branch
+from aihwkit_lora.recipes.face_training import Schedule, Trainee
 from aihwkit_lora.recipes.in_situ import PulsedTrainee, on_pulsed_tiles, weights_on_tiles
 from aihwkit_lora.recipes.reprogramming import Reprogrammer, deploy_, train_all_weights_
 from aihwkit_lora.recipes.run_folder import Finished
-from aihwkit_lora.recipes.training import Schedule, Trainee
 from aihwkit_lora.registry import Registry
 from aihwkit_lora.reporting import StageRecord
 

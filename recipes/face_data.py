@@ -139,6 +139,11 @@ class FaceImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def inputs(self) -> Tensor:
+        """What the model sees: the images."""
+        return self.images
+
     def take(self, index: Tensor) -> FaceImages:
         """Return the images at ``index``, a mask or positions of shape ``(m,)``."""
         return FaceImages(

@@ -13,8 +13,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -27,29 +26,20 @@ from aihwkit_lora.chips import Chip
 from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.arm_ratios import ratios
-from aihwkit_lora.recipes.drift_over_time import drift_on
+from aihwkit_lora.recipes.classifier_job import ClassifierJob
 from aihwkit_lora.recipes.face_baselines import BASELINES
 from aihwkit_lora.recipes.face_data import FaceData, FaceImages, load_faces
 from aihwkit_lora.recipes.face_models import build_model
 from aihwkit_lora.recipes.face_objectives import Objective, continuing, forgetting_by, learning
 from aihwkit_lora.recipes.face_options import FaceRecognition
+from aihwkit_lora.recipes.face_training import Schedule, Trainee, fit
 from aihwkit_lora.recipes.face_verification import verify
 from aihwkit_lora.recipes.mixer import LORA_TARGETS
-from aihwkit_lora.recipes.noise_sweep import noise_sweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
-from aihwkit_lora.recipes.staged_job import StagedJob, trainable
-from aihwkit_lora.recipes.training import (
-    VALIDATION,
-    Evaluation,
-    Schedule,
-    Score,
-    StepRecorder,
-    Trainee,
-    fit,
-)
+from aihwkit_lora.recipes.stage_training import VALIDATION, Evaluation, Score, StepRecorder
+from aihwkit_lora.recipes.staged_job import trainable
 from aihwkit_lora.reporting import RunReport, StageRecord
-from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.objectives import apply_negation_
 from aihwkit_lora.unlearning.request_log import RequestLog
@@ -106,7 +96,7 @@ def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecor
     return tuple(finished.record for finished in done)
 
 
-class Job(StagedJob):
+class Job(ClassifierJob):
     """The stages of one run.
 
     Args:
@@ -119,7 +109,7 @@ class Job(StagedJob):
     def __init__(
         self, config: FaceRecognition, faces: FaceData, chip: Chip, folder: RunFolder
     ) -> None:
-        super().__init__(chip, folder)
+        super().__init__(chip, folder, faces, config, shown=config.noise_images)
         self.config, self.faces = config, faces
 
     def learn(self) -> Finished:
@@ -168,34 +158,9 @@ class Job(StagedJob):
 
     def noise(self, base: nn.Module, adapted: nn.Module) -> Finished:
         """See what write noise costs, with adapters and without: ``noise.json``, ``noise.png``."""
-        start, config = time.perf_counter(), self.config
-        test = self.faces.test.few(config.noise_images)
-        sweep = noise_sweep(
-            {"base": base, "hybrid": adapted},
-            test.images,
-            test.labels,
-            groups=self._groups,
-            sigmas_microsiemens=config.noise_microsiemens,
-            chips=config.noise_chips,
-            seed=config.seed,
-            mapping=self.chip.mapping,
-        )
+        start = time.perf_counter()
+        sweep = self._noise_sweep(base, adapted, self.config.noise_microsiemens)
         return self._looked_at("noise", adapted, start, sweep)
-
-    def drift(self, base: nn.Module, adapted: nn.Module) -> Finished:
-        """See what a year costs: ``drift.json``, ``drift.png``, or why nobody can say."""
-        start, config = time.perf_counter(), self.config
-        test = self.faces.test.few(config.noise_images)
-        sweep = drift_on(
-            self.chip,
-            {"base": base, "hybrid": adapted},
-            test.images,
-            test.labels,
-            groups=self._groups,
-            repeats=config.drift_repeats,
-            seed=config.seed,
-        )
-        return self._looked_at("drift", adapted, start, sweep)
 
     def restore(self, continued: nn.Module) -> Finished:
         """Make up for one chip's write noise by a third branch; the others stay active."""
@@ -336,17 +301,6 @@ class Job(StagedJob):
         faces = self.faces
         people = faces.learnt if stage == "forget" else (*faces.kept, faces.new)
         return faces.train.of(*people)
-
-    @property
-    def _groups(self) -> dict[str, tuple[int, ...]]:
-        faces = self.faces
-        return {"forget": (faces.forgotten,), "retain": faces.kept, "new": (faces.new,)}
-
-    def _noisy(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """One chip with write noise: the first of the sweep's."""
-        sigma = 1e-6 * self.config.restore_microsiemens
-        seed, mapping = self.config.seed, self.chip.mapping
-        return noisy_chips(model, sigma_siemens=sigma, seed=seed, mapping=mapping)
 
     def _adapter(self, rank: int) -> LoraConfig:
         # PEFT divides by the rank; the paper's code does not.

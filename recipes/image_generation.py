@@ -63,8 +63,8 @@ from aihwkit_lora.recipes.noise_sweep import NoiseSweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.reprogramming import deploy_
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.stage_training import StepRecorder
 from aihwkit_lora.recipes.staged_job import StagedJob, trainable
-from aihwkit_lora.recipes.training import StepRecorder
 from aihwkit_lora.reporting import RunReport, StageRecord, StepRecord
 from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning import objectives

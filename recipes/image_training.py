@@ -23,7 +23,7 @@ from aihwkit_lora.callbacks.objective_module import Loss
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.recipes.diffusion import draw_times, interpolate
 from aihwkit_lora.recipes.image_data import Pictures
-from aihwkit_lora.recipes.trainer import train
+from aihwkit_lora.recipes.stage_training import train
 
 Denoising = tuple[tuple[Tensor, Tensor, Tensor], Tensor]
 """Inputs of the model (noisy images, times, labels), and the images that it shall predict."""

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 import aihwkit_lora as al
 from aihwkit_lora.errors import UnknownNameError
-from aihwkit_lora.recipes.training import Trainee
+from aihwkit_lora.recipes.face_training import Trainee
 from aihwkit_lora.registry import nearest
 
 _LARGEST = 0.6

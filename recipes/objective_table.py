@@ -26,7 +26,7 @@ from aihwkit_lora.recipes.face_recognition import FaceRecognition, Job
 from aihwkit_lora.recipes.face_verification import without_forgotten
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
-from aihwkit_lora.recipes.training import Evaluation
+from aihwkit_lora.recipes.stage_training import Evaluation
 from aihwkit_lora.reporting import RunReport, StageRecord
 from aihwkit_lora.tiles.write_noise import noisy_outputs
 from aihwkit_lora.unlearning import objectives

@@ -29,19 +29,12 @@ from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.face_data import FaceDataConfig, load_faces
 from aihwkit_lora.recipes.face_objectives import Objective, hinge, learning, varied
+from aihwkit_lora.recipes.face_training import Schedule, Trainee, fit
 from aihwkit_lora.recipes.mixer import MlpMixer
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
+from aihwkit_lora.recipes.stage_training import VALIDATION, Evaluation, Score, StepRecorder
 from aihwkit_lora.recipes.staged_job import StagedJob
-from aihwkit_lora.recipes.training import (
-    VALIDATION,
-    Evaluation,
-    Schedule,
-    Score,
-    StepRecorder,
-    Trainee,
-    fit,
-)
 from aihwkit_lora.reporting import RunReport, StageRecord
 from aihwkit_lora.unlearning.request_log import RequestLog
 from aihwkit_lora.unlearning.seal import seal_

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -26,15 +25,14 @@ from aihwkit_lora.continual.composition import add_adapter_
 from aihwkit_lora.continual.head import grow_head_
 from aihwkit_lora.metering import Counts, Ledger
 from aihwkit_lora.recipes.arm_ratios import ratios
-from aihwkit_lora.recipes.drift_over_time import drift_on
-from aihwkit_lora.recipes.noise_sweep import NoiseSweep, noise_sweep
+from aihwkit_lora.recipes.classifier_job import ClassifierJob
+from aihwkit_lora.recipes.noise_sweep import NoiseSweep
 from aihwkit_lora.recipes.recipe import RECIPES, Recipe, reported
 from aihwkit_lora.recipes.run_folder import Finished, RunFolder
 from aihwkit_lora.recipes.speaker_baselines import BASELINES
 from aihwkit_lora.recipes.speaker_data import SpeakerClips, SpeakerData, load_speakers
 from aihwkit_lora.recipes.speaker_options import SpeakerAuthentication
 from aihwkit_lora.recipes.speaker_training import (
-    Heard,
     Loss,
     OneCycle,
     SpeakerTrainee,
@@ -45,10 +43,8 @@ from aihwkit_lora.recipes.speaker_training import (
     saturating,
 )
 from aihwkit_lora.recipes.spiking import LORA_TARGETS, SpikingNet
-from aihwkit_lora.recipes.staged_job import StagedJob
-from aihwkit_lora.recipes.training import VALIDATION, StepRecorder
+from aihwkit_lora.recipes.stage_training import VALIDATION, Evaluation, Score, StepRecorder
 from aihwkit_lora.reporting import RunReport, StageRecord
-from aihwkit_lora.tiles.write_noise import noisy_chips
 from aihwkit_lora.unlearning.auditing import audit
 from aihwkit_lora.unlearning.metrics.probe import linear_probe
 from aihwkit_lora.unlearning.request_log import RequestLog
@@ -97,7 +93,7 @@ def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecor
     return tuple(finished.record for finished in done)
 
 
-class Job(StagedJob):
+class Job(ClassifierJob):
     """The stages of one run.
 
     Args:
@@ -110,7 +106,7 @@ class Job(StagedJob):
     def __init__(
         self, config: SpeakerAuthentication, speakers: SpeakerData, chip: Chip, folder: RunFolder
     ) -> None:
-        super().__init__(chip, folder)
+        super().__init__(chip, folder, speakers, config, shown=config.noise_clips)
         self.config, self.speakers = config, speakers
 
     def learn(self) -> Finished:
@@ -153,37 +149,12 @@ class Job(StagedJob):
 
     def noise(self, base: nn.Module, continued: nn.Module) -> Finished:
         """Let the arrays err as if written less well: one chip in full, and many of them."""
-        start, config = time.perf_counter(), self.config
+        start = time.perf_counter()
         with self._noisy(continued):
             metrics = self.evaluate("continue", continued)
-        test = self.speakers.test.few(config.noise_clips)
-        sweep = noise_sweep(
-            {"base": base, "hybrid": continued},
-            test.inputs,
-            test.labels,
-            groups=self._groups,
-            sigmas_microsiemens=config.sigmas_microsiemens,
-            chips=config.noise_chips,
-            seed=config.seed,
-            mapping=self.chip.mapping,
-        )
+        sweep = self._noise_sweep(base, continued, self.config.sigmas_microsiemens)
         metrics |= self._at_restored(sweep)
         return self._looked_at("noise", continued, start, sweep, metrics=metrics)
-
-    def drift(self, base: nn.Module, continued: nn.Module) -> Finished:
-        """Let a year pass, or say why nobody knows what that would do."""
-        start, config = time.perf_counter(), self.config
-        test = self.speakers.test.few(config.noise_clips)
-        sweep = drift_on(
-            self.chip,
-            {"base": base, "hybrid": continued},
-            test.inputs,
-            test.labels,
-            groups=self._groups,
-            repeats=config.drift_repeats,
-            seed=config.seed,
-        )
-        return self._looked_at("drift", continued, start, sweep)
 
     def restore(self, continued: nn.Module) -> Finished:
         """Make up for one chip's write noise by a third branch; the others stay active."""
@@ -247,7 +218,7 @@ class Job(StagedJob):
             return forgetting(forgotten=self.speakers.forgotten, kept=self.speakers.kept)
         return naming
 
-    def score(self, stage: Stage) -> Callable[[Heard], float]:
+    def score(self, stage: Stage) -> Score:
         """How epochs are ranked, on validation clips.
 
         Args:
@@ -276,7 +247,7 @@ class Job(StagedJob):
             stage: After ``forget`` the new speaker is not there yet.
             model: Who hears them.
         """
-        heard, speakers = Heard.of(model, self.speakers.test), self.speakers
+        heard, speakers = Evaluation.of(model, self.speakers.test), self.speakers
         metrics = {
             "forget_accuracy": heard.accuracy(speakers.forgotten),
             "retain_accuracy": heard.accuracy(*speakers.kept),
@@ -300,15 +271,6 @@ class Job(StagedJob):
     def _known(self) -> tuple[int, ...]:
         """Everybody who is known in the end."""
         return (*self.speakers.kept, self.speakers.new)
-
-    @property
-    def _groups(self) -> dict[str, tuple[int, ...]]:
-        speakers = self.speakers
-        return {
-            "forget": (speakers.forgotten,),
-            "retain": speakers.kept,
-            "new": (speakers.new,),
-        }
 
     def _at_restored(self, sweep: NoiseSweep) -> dict[str, float]:
         """Mean and worst of all chips whose write noise is that of the one to restore."""
@@ -351,13 +313,8 @@ class Job(StagedJob):
         self.seed(stage)
         return add_adapter_(model, stage, config)
 
-    def _noisy(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """The chip that is restored: the first of the series."""
-        sigma, seed = 1e-6 * self.config.restore_microsiemens, self.config.seed
-        return noisy_chips(model, chip=0, sigma_siemens=sigma, seed=seed, mapping=self.chip.mapping)
-
     def _learnt(self, model: nn.Module) -> dict[str, float]:
-        heard = Heard.of(model, self.speakers.test)
+        heard = Evaluation.of(model, self.speakers.test)
         return {"learnt_accuracy": heard.accuracy(*self.speakers.learnt)}
 
     def _without_adapters(self, model: nn.Module) -> dict[str, float]:
@@ -368,7 +325,7 @@ class Job(StagedJob):
         trained = [parameter.requires_grad for parameter in model.parameters()]
         sealed = audit(model, reason="evaluation") if seals(model) else nullcontext()
         with sealed, model.disable_adapter():
-            heard = Heard.of(model, speakers.test)
+            heard = Evaluation.of(model, speakers.test)
         # PEFT 0.21 makes every active adapter trainable on the way out.
         for parameter, flag in zip(model.parameters(), trained, strict=True):
             parameter.requires_grad_(flag)

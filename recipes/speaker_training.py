@@ -22,14 +22,11 @@ from aihwkit_lora.chips import Chip
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.speaker_data import SpeakerClips
 from aihwkit_lora.recipes.speaker_features import varied
-from aihwkit_lora.recipes.trainer import train
+from aihwkit_lora.recipes.stage_training import BestEpoch, train
 from aihwkit_lora.unlearning.objectives.relabelling import KLUniform
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From a model, what it sees of clips ``(n, windows, bands)`` and labels ``(n,)`` to a loss."""
-
-Score = Callable[["Heard"], float]
-"""From what a model says about validation clips to a number that shall be high."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,51 +76,6 @@ class OneCycle:
             raise ConfigurationError(
                 f"schedule: expected learning_rate above 0, got {self.learning_rate}."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class Heard:
-    """What a model says about some clips.
-
-    Args:
-        logits: Shape ``(n, outputs)``.
-        labels: Shape ``(n,)``.
-
-    Example:
-        >>> heard = Heard(torch.eye(3), torch.tensor([0, 1, 1]))
-        >>> heard.accuracy(0), heard.accuracy(1)
-        (1.0, 0.5)
-    """
-
-    logits: Tensor
-    labels: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, model: nn.Module, clips: SpeakerClips) -> Heard:
-        """Let a model hear clips as they are.
-
-        Args:
-            model: Gives logits.
-            clips: What it hears.
-        """
-        return cls(model(clips.inputs), clips.labels)
-
-    def accuracy(self, *speakers: int) -> float:
-        """Fraction of the clips of some speakers that are given the right label."""
-        mask = self._of(speakers)
-        return float((self.logits[mask].argmax(dim=1) == self.labels[mask]).double().mean())
-
-    def loss(self, *speakers: int) -> float:
-        """Mean cross-entropy over the clips of some speakers.
-
-        One without an output yet must not be asked for.
-        """
-        mask = self._of(speakers)
-        return float(F.cross_entropy(self.logits[mask], self.labels[mask]))
-
-    def _of(self, speakers: Sequence[int]) -> Tensor:
-        return torch.isin(self.labels, torch.tensor(list(speakers)))
 
 
 def naming(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
@@ -239,32 +191,19 @@ def _read_within(chip: Chip, layer: nn.Module, args: tuple[Tensor], output: Tens
     return total
 
 
-class SpeakerTrainee(pl.LightningModule):
-    """A model in one stage.
+class SpeakerTrainee(BestEpoch):
+    """A network in one stage of the speaker recipe.
 
     Args:
         model: Its parameters that want a gradient are trained.
         loss: What to minimise.
         schedule: Steps and rates.
-        score: Ranks epochs by their evaluation on validation clips; the last epoch stays if None.
-        after_step: Called after each optimiser step.
+        options: Of :class:`BestEpoch`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        schedule: OneCycle,
-        *,
-        score: Score | None = None,
-        after_step: Callable[[], None] = lambda: None,
-    ) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, model: nn.Module, loss: Loss, schedule: OneCycle, **options: Any) -> None:
+        super().__init__(model, **options)
         self._loss, self._schedule = loss, schedule
-        self._score, self._after_step = score, after_step
-        self._best_score = -math.inf
-        self._best: list[Tensor] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Loss of a batch of spike counts, varied anew each time, and labels."""
@@ -280,31 +219,6 @@ class SpeakerTrainee(pl.LightningModule):
             total_steps=int(self.trainer.estimated_stepping_batches),
         )
         return [optimizer], [{"scheduler": cycle, "interval": "step"}]
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update, then let the baseline write its arrays."""
-        super().optimizer_step(*args, **kwargs)
-        self._after_step()
-
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Remember the parameters of the best epoch so far; later ones win ties."""
-        if self._score is None:
-            return
-        clips, labels = batch
-        score = self._score(Heard(self.model(clips), labels))
-        if score >= self._best_score:
-            self._best_score = score
-            self._best = [parameter.detach().clone() for parameter in self._trained()]
-
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        """Go back to the parameters of the best epoch."""
-        if self._best:
-            for parameter, value in zip(self._trained(), self._best, strict=True):
-                parameter.copy_(value)
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
 def fit(

@@ -13,13 +13,13 @@ import aihwkit_lora as al
 from aihwkit_lora.callbacks import PulseCounter
 from aihwkit_lora.errors import UnknownNameError
 from aihwkit_lora.recipes.face_data import FaceData, FaceImages
+from aihwkit_lora.recipes.face_training import Schedule, fit
 from aihwkit_lora.recipes.in_situ import (
     PulsedTrainee,
     device_of,
     on_pulsed_tiles,
     weights_on_tiles,
 )
-from aihwkit_lora.recipes.training import Schedule, fit
 
 CHIP = al.chips.get("rm-180nm")
 

@@ -13,7 +13,6 @@ import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.speaker_data import SpeakerClips
 from aihwkit_lora.recipes.speaker_training import (
-    Heard,
     OneCycle,
     SpeakerTrainee,
     fit,
@@ -23,6 +22,7 @@ from aihwkit_lora.recipes.speaker_training import (
     saturating,
 )
 from aihwkit_lora.recipes.spiking import SpikingNet
+from aihwkit_lora.recipes.stage_training import Evaluation
 
 
 @pytest.mark.parametrize(
@@ -44,18 +44,6 @@ def test_impossible_schedules_are_refused(fields, message):
 def test_steps_become_whole_epochs(steps, clips, epochs):
     schedule = OneCycle.of_steps(steps, clips=clips, learning_rate=0.1, batch_size=4)
     assert schedule == OneCycle(epochs=epochs, learning_rate=0.1, batch_size=4)
-
-
-LOGITS = torch.tensor([[4.0, 0, 0], [0, 4.0, 0], [4.0, 0, 0], [0, 0, 4.0], [0, 4.0, 0]])
-LABELS = torch.tensor([0, 0, 0, 1, 1])
-
-
-def test_accuracy_and_loss_in_closed_form():
-    heard = Heard(LOGITS, LABELS)
-    assert (heard.accuracy(0), heard.accuracy(1), heard.accuracy(0, 1)) == (2 / 3, 0.5, 0.6)
-    norm = math.log(math.exp(4.0) + 2.0)
-    assert heard.loss(0) == pytest.approx((3 * norm - 8.0) / 3, rel=1e-6)
-    assert heard.loss(1, 0) == pytest.approx((5 * norm - 12.0) / 5, rel=1e-6)
 
 
 class Fixed(nn.Module):
@@ -146,7 +134,7 @@ def test_net_learns_clips_that_are_easy(tmp_path):
     model, test = SpikingNet(neurons=32, outputs=3), clips(60, 2)
     trainee = SpeakerTrainee(model, naming, schedule)
     fit(trainee, clips(96), clips(12, 1), schedule, log=tmp_path / "log", callbacks=[])
-    assert Heard.of(model, test).accuracy(0, 1, 2) > 0.9
+    assert Evaluation.of(model, test).accuracy(0, 1, 2) > 0.9
 
 
 CHIP = replace(al.chips.get("rm-180nm"), dac_bits=16, adc_bits=16)

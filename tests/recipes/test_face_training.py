@@ -12,7 +12,8 @@ import aihwkit_lora as al
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.metering import Counts
 from aihwkit_lora.recipes.face_data import FaceData, FaceImages
-from aihwkit_lora.recipes.training import Evaluation, Schedule, StepRecorder, Trainee, fit
+from aihwkit_lora.recipes.face_training import Schedule, Trainee, fit
+from aihwkit_lora.recipes.stage_training import Evaluation, StepRecorder
 
 
 @pytest.mark.parametrize(
