@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import pty
 import sys
@@ -10,7 +9,7 @@ import sys
 import pytest
 
 from aihwkit_lora.errors import StageError
-from aihwkit_lora.recipes import RECIPES, cli, progress, run_recipe
+from aihwkit_lora.recipes import RECIPES, cli, progress, run_recipe, stage_training
 from aihwkit_lora.recipes.face_recognition import Job
 from aihwkit_lora.recipes.run_folder import RunFolder
 
@@ -60,24 +59,20 @@ def test_a_real_terminal_counts_as_one(monkeypatch):
 
 
 @pytest.mark.parametrize("on", [True, False])
-@pytest.mark.parametrize("module", ["training", "speaker_training", "image_training"])
-def test_trainers_are_told(monkeypatch, tmp_path, module, on):
-    training = importlib.import_module(f"aihwkit_lora.recipes.{module}")
+@pytest.mark.parametrize(
+    "name", ["face_recognition", "speaker_authentication", "image_generation", "lm_unlearning"]
+)
+def test_trainers_are_told(monkeypatch, tmp_path, name, on):
     asked = []
 
     def trainer(**options):
         asked.append(options["enable_progress_bar"])
         raise StageError("told enough")
 
-    monkeypatch.setattr(training.pl, "Trainer", trainer)
-    kind = {
-        "training": "face_recognition",
-        "speaker_training": "speaker_authentication",
-        "image_training": "image_generation",
-    }[module]
-    recipe = RECIPES.get(kind)
+    monkeypatch.setattr(stage_training.pl, "Trainer", trainer)
+    recipe = RECIPES.get(name)
     # The judge of images has a trainer of its own; none is needed to see what Lightning is told.
-    if module == "image_training":
+    if name == "image_generation":
         monkeypatch.setattr(
             "aihwkit_lora.recipes.image_generation.Job.examiner", property(lambda _: None)
         )
