@@ -12,11 +12,19 @@ class ArmOptions:
         baseline: Whether to run baselines at all.
         baselines: Their names, with commas between them.
         noise_microsiemens: Write noise that is looked at, in µS.
+        noise_chips: Simulated chips at each level of it.
+        drift_repeats: How often the fate of all cells is drawn, on a chip with a drift model.
+        restore_microsiemens: Write noise of the chip that is restored, in µS.
+        seed: Of everything that is random.
     """
 
     baseline: bool
     baselines: str
     noise_microsiemens: tuple[int, ...]
+    noise_chips: int
+    drift_repeats: int
+    restore_microsiemens: float
+    seed: int
 
     @property
     def arms(self) -> tuple[str, ...]:

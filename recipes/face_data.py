@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from aihwkit_lora.errors import ConfigurationError, DataError
 from aihwkit_lora.recipes.face_augmentation import IMAGE_SIZE, Augmentation, augment
+from aihwkit_lora.recipes.people import People
 from aihwkit_lora.registry import Registry
 
 FIRST_FIVE = (0, 1, 2, 3, 4)
@@ -164,38 +165,14 @@ class FaceImages:
         return self.take(~torch.isin(self.labels, torch.tensor(labels)))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FaceData:
-    """Training, validation and test images of everybody, with labels counted from 0.
-
-    Label ``i`` is the ``i``-th of the learnt people; the new person has the last label.
-
-    Args:
-        train: Images to learn from.
-        validation: Images on which the best epoch is picked. Under the reference split these
-            *are* the test images.
-        test: Images on which accuracy is reported.
-        learnt: Labels that are learnt first.
-        forgotten: The label among them that is forgotten.
-        new: Label of the person who joins.
+class FaceData(People[FaceImages]):
+    """Images of everybody. Under the reference split those of validation *are* the test images.
 
     Example:
         >>> data = load_faces(FaceDataConfig())
         >>> data.learnt, data.kept, data.new
         ((0, 1, 2, 3, 4), (0, 1, 3, 4), 5)
     """
-
-    train: FaceImages
-    validation: FaceImages
-    test: FaceImages
-    learnt: tuple[int, ...]
-    forgotten: int
-    new: int
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Labels that are learnt first and never forgotten."""
-        return tuple(label for label in self.learnt if label != self.forgotten)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aihwkit_lora.errors import ConfigurationError
+from aihwkit_lora.recipes.stage_training import shaken
 from aihwkit_lora.unlearning import objectives
 from aihwkit_lora.unlearning.objectives.diffusion import Diffusion
 from aihwkit_lora.unlearning.objectives.hidden import RMU
@@ -45,11 +46,7 @@ def learning(*, weight_noise: float, label_smoothing: float = 0.1) -> Objective:
     """
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor, *, progress: float = 0.0) -> Tensor:
-        noisy = {
-            f"{name}.weight": _shaken(layer.weight, weight_noise)
-            for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear)
-        }
+        noisy = shaken(model, weight_noise)
         logits: Tensor = torch.func.functional_call(model, noisy, (varied(images),))
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
@@ -233,7 +230,3 @@ def varied(
     maps[:, :, 2] = 2.0 * shift / size * draw[2:].T
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def _shaken(weight: Tensor, relative: float) -> Tensor:
-    return weight + relative * weight.detach().abs().max() * torch.randn_like(weight)

@@ -96,7 +96,7 @@ def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecor
     return tuple(finished.record for finished in done)
 
 
-class Job(ClassifierJob):
+class Job(ClassifierJob[FaceRecognition, FaceData]):
     """The stages of one run.
 
     Args:
@@ -109,8 +109,7 @@ class Job(ClassifierJob):
     def __init__(
         self, config: FaceRecognition, faces: FaceData, chip: Chip, folder: RunFolder
     ) -> None:
-        super().__init__(chip, folder, faces, config, shown=config.noise_images)
-        self.config, self.faces = config, faces
+        super().__init__(config, faces, chip, folder, shown=config.noise_images)
 
     def learn(self) -> Finished:
         """Learn the first people in torch. That happens off the chip and is not counted."""
@@ -123,11 +122,10 @@ class Job(ClassifierJob):
             weight_decay=0.01,
         )
         objective = learning(weight_noise=config.weight_noise)
-        learnt, start = self.faces.learnt, time.perf_counter()
+        learnt, start = self.people.learnt, time.perf_counter()
         trainee = Trainee(model, objective, schedule, score=lambda e: -e.loss(*learnt))
         log = self.folder.path / "logs" / "learn"
-        fit(trainee, self.faces.train.of(*learnt), self.faces, schedule, log=log, callbacks=[])
-        trainee.restore_best()
+        fit(trainee, self.people.train.of(*learnt), self.people, schedule, log=log, callbacks=[])
         return self._finished("learn", model, Counts(), start, metrics=self._learnt(model))
 
     def build(self) -> nn.Module:
@@ -204,8 +202,7 @@ class Job(ClassifierJob):
             meters = [meter, PulseCounter(ledger)]
         log = self.folder.path / "logs" / f"{arm}-{stage}"
         callbacks = [*guards, *meters, recorder]
-        fit(trainee, self._images(stage), self.faces, schedule, log=log, callbacks=callbacks)
-        trainee.restore_best()
+        fit(trainee, self._images(stage), self.people, schedule, log=log, callbacks=callbacks)
         trained = trainable(model)
         if isinstance(model, PeftModel) and stage == "forget":
             self._settle(model, sealed=arm == "hybrid")
@@ -223,13 +220,13 @@ class Job(ClassifierJob):
             stage: After ``forget`` the new person is not there yet.
             model: Whom to ask.
         """
-        result = Evaluation.of(model, self.faces.test)
+        result = Evaluation.of(model, self.people.test)
         metrics = {
-            "forget_accuracy": result.accuracy(self.faces.forgotten),
-            "retain_accuracy": result.accuracy(*self.faces.kept),
+            "forget_accuracy": result.accuracy(self.people.forgotten),
+            "retain_accuracy": result.accuracy(*self.people.kept),
         }
         if stage != "forget":
-            metrics["new_accuracy"] = result.accuracy(self.faces.new)
+            metrics["new_accuracy"] = result.accuracy(self.people.new)
         return metrics
 
     def score(self, stage: Stage) -> Score:
@@ -238,7 +235,7 @@ class Job(ClassifierJob):
         Args:
             stage: Which one.
         """
-        faces = self.faces
+        faces = self.people
         if stage == "forget":
             return lambda e: -e.loss(*faces.kept) - 10.0 * e.accuracy(faces.forgotten)
         return lambda e: -e.loss(*faces.kept, faces.new)
@@ -249,7 +246,7 @@ class Job(ClassifierJob):
         Args:
             name: Of an objective for classifiers.
         """
-        faces, margin = self.faces, self.config.margin
+        faces, margin = self.people, self.config.margin
         return forgetting_by(name, forgotten=faces.forgotten, kept=faces.kept, margin=margin)
 
     def continuing(self, *, vary: bool = True) -> Objective:
@@ -258,7 +255,7 @@ class Job(ClassifierJob):
         Args:
             vary: Whether images vary from step to step.
         """
-        forgotten, margin = self.faces.forgotten, self.config.margin
+        forgotten, margin = self.people.forgotten, self.config.margin
         return continuing(forgotten=forgotten, margin=margin, vary=vary)
 
     def _adapt(
@@ -292,13 +289,13 @@ class Job(ClassifierJob):
         def score(strength: float) -> float:
             trial = copy.deepcopy(model)
             apply_negation_(trial, "forget", strength)
-            return rank(Evaluation.of(trial, self.faces.validation))
+            return rank(Evaluation.of(trial, self.people.validation))
 
         apply_negation_(model, "forget", max(NEGATION_STRENGTHS, key=score))
 
     def _images(self, stage: Stage) -> FaceImages:
         """Images of everybody learnt so far; the forgotten person's are gone once forgotten."""
-        faces = self.faces
+        faces = self.people
         people = faces.learnt if stage == "forget" else (*faces.kept, faces.new)
         return faces.train.of(*people)
 
@@ -308,7 +305,7 @@ class Job(ClassifierJob):
         return LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)  # type: ignore[arg-type]
 
     def _learnt(self, model: nn.Module) -> dict[str, float]:
-        learnt = Evaluation.of(model, self.faces.test).accuracy(*self.faces.learnt)
+        learnt = Evaluation.of(model, self.people.test).accuracy(*self.people.learnt)
         return {"learnt_accuracy": learnt}
 
     def _adapter_off(self, model: nn.Module) -> dict[str, float]:
@@ -316,8 +313,8 @@ class Job(ClassifierJob):
         if not isinstance(model, PeftModel):
             return {}
         with audit(model, reason="what the arrays still know"), model.disable_adapter():
-            result = Evaluation.of(model, self.faces.test)
-        return {"adapter_off_forget_accuracy": result.accuracy(self.faces.forgotten)}
+            result = Evaluation.of(model, self.people.test)
+        return {"adapter_off_forget_accuracy": result.accuracy(self.people.forgotten)}
 
     def _seed(self, stage: int) -> None:
         torch.manual_seed(1000 * self.config.seed + stage)

@@ -31,7 +31,7 @@ def verify(job: Job, model: nn.Module, references: int) -> ForgettingReport:
         model: As the stage ``forget`` left it; not changed.
         references: Models to train from scratch without the person, and to program; at least 1.
     """
-    faces, forgotten = job.faces, job.faces.forgotten
+    faces, forgotten = job.people, job.people.forgotten
     report = verify_forgetting(
         model,
         forget=_pair(faces.train.of(forgotten)),
@@ -63,7 +63,7 @@ def without_forgotten(job: Job, number: int) -> Job:
         number: Of the retrained model, from 0.
     """
     config = dataclasses.replace(job.config, seed=job.config.seed + _SEEDS_APART * (number + 1))
-    faces = dataclasses.replace(job.faces, learnt=job.faces.kept)
+    faces = dataclasses.replace(job.people, learnt=job.people.kept)
     return type(job)(config, faces, job.chip, job.folder)
 
 

@@ -23,7 +23,7 @@ from aihwkit_lora.callbacks.objective_module import Loss
 from aihwkit_lora.chips import Chip
 from aihwkit_lora.recipes.diffusion import draw_times, interpolate
 from aihwkit_lora.recipes.image_data import Pictures
-from aihwkit_lora.recipes.stage_training import train
+from aihwkit_lora.recipes.stage_training import shaken, train
 
 Denoising = tuple[tuple[Tensor, Tensor, Tensor], Tensor]
 """Inputs of the model (noisy images, times, labels), and the images that it shall predict."""
@@ -135,14 +135,7 @@ class Denoiser(pl.LightningModule):
             clip_(self.model, self._clip)
 
     def _shaken(self) -> dict[str, Tensor]:
-        if not self._noise:
-            return {}
-        return {
-            f"{name}.weight": layer.weight
-            + self._noise * layer.weight.detach().abs().max() * torch.randn_like(layer.weight)
-            for name, layer in self.model.named_modules()
-            if isinstance(layer, nn.Linear)
-        }
+        return shaken(self.model, self._noise) if self._noise else {}
 
 
 @contextmanager

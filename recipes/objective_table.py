@@ -185,7 +185,7 @@ class Trial:
 
     def _forget(self, name: str, programmed: nn.Module) -> Finished:
         face = dataclasses.replace(self.job.config, objective=name)
-        forgotten = Job(face, self.job.faces, self.job.chip, self.folder).forget(programmed)
+        forgotten = Job(face, self.job.people, self.job.chip, self.folder).forget(programmed)
         metrics = {**forgotten.record.metrics, **self._metrics(forgotten.model)}
         # Only the numbers are kept: hundreds of models would fill a disk.
         return Finished(
@@ -200,7 +200,7 @@ class Trial:
         return other.program(other.learn().model)
 
     def _metrics(self, model: nn.Module) -> dict[str, float]:
-        faces, forgotten = self.job.faces, self.job.faces.forgotten
+        faces, forgotten = self.job.people, self.job.people.forgotten
         sets = {
             "forget": faces.train.of(forgotten),
             "retain": faces.train.of(*faces.kept),

@@ -179,7 +179,6 @@ class Job(StagedJob):
         )
         log = self.folder.path / "logs" / "learn"
         fit(trainee, self.faces.train.of(*labels), self.faces, schedule, log=log, callbacks=[])
-        trainee.restore_best()
         metrics = self._accuracies(model, people)
         return self._finished("learn", model, Counts(), start, metrics=metrics)
 
@@ -252,7 +251,6 @@ class Job(StagedJob):
         images = self.faces.train.of(*self._labels(map(int, people)))
         log = self.folder.path / "logs" / f"{composition}-{name}"
         fit(trainee, images, self.faces, schedule, log=log, callbacks=callbacks)
-        trainee.restore_best()
         metrics = self._metrics(model, phase)
         peaks = [step.metrics.get("forget_accuracy", 0.0) for step in recorder.steps]
         if phase.learns and phase.forgotten_so_far:

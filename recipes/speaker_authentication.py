@@ -93,7 +93,7 @@ def hybrid(job: Job, learnt: Finished, programmed: Finished) -> tuple[StageRecor
     return tuple(finished.record for finished in done)
 
 
-class Job(ClassifierJob):
+class Job(ClassifierJob[SpeakerAuthentication, SpeakerData]):
     """The stages of one run.
 
     Args:
@@ -106,19 +106,18 @@ class Job(ClassifierJob):
     def __init__(
         self, config: SpeakerAuthentication, speakers: SpeakerData, chip: Chip, folder: RunFolder
     ) -> None:
-        super().__init__(chip, folder, speakers, config, shown=config.noise_clips)
-        self.config, self.speakers = config, speakers
+        super().__init__(config, speakers, chip, folder, shown=config.noise_clips)
 
     def learn(self) -> Finished:
         """Learn the first speakers in torch. That happens off the chip and is not counted."""
         self.seed("learn")
-        config, learnt, start = self.config, self.speakers.learnt, time.perf_counter()
+        config, learnt, start = self.config, self.people.learnt, time.perf_counter()
         model = SpikingNet(neurons=config.hidden, outputs=len(learnt), neuron=config.neuron)
         schedule = self.schedule("learn", 2e-3)
         loss = noisy_naming(config.weight_noise)
         trainee = SpeakerTrainee(model, loss, schedule, score=lambda heard: -heard.loss(*learnt))
         with saturating(model, self.chip):
-            self._fit(trainee, schedule, self.speakers.train.of(*learnt), "learn")
+            self._fit(trainee, schedule, self.people.train.of(*learnt), "learn")
         return self._finished("learn", model, Counts(), start, metrics=self._learnt(model))
 
     def program(self, learnt: nn.Module) -> Finished:
@@ -201,7 +200,7 @@ class Job(ClassifierJob):
         Args:
             stage: Which one.
         """
-        speakers = self.speakers
+        speakers = self.people
         if stage == "forget":
             return speakers.train.of(*speakers.learnt)
         left = speakers.train.of(*speakers.kept, speakers.new)
@@ -215,7 +214,7 @@ class Job(ClassifierJob):
             stage: Which one.
         """
         if stage == "forget":
-            return forgetting(forgotten=self.speakers.forgotten, kept=self.speakers.kept)
+            return forgetting(forgotten=self.people.forgotten, kept=self.people.kept)
         return naming
 
     def score(self, stage: Stage) -> Score:
@@ -224,7 +223,7 @@ class Job(ClassifierJob):
         Args:
             stage: Which one.
         """
-        speakers = self.speakers
+        speakers = self.people
         if stage == "forget":
             forgotten, kept = speakers.forgotten, speakers.kept
             return lambda heard: -heard.loss(*kept) - 10.0 * heard.accuracy(forgotten)
@@ -247,7 +246,7 @@ class Job(ClassifierJob):
             stage: After ``forget`` the new speaker is not there yet.
             model: Who hears them.
         """
-        heard, speakers = Evaluation.of(model, self.speakers.test), self.speakers
+        heard, speakers = Evaluation.of(model, self.people.test), self.people
         metrics = {
             "forget_accuracy": heard.accuracy(speakers.forgotten),
             "retain_accuracy": heard.accuracy(*speakers.kept),
@@ -270,7 +269,7 @@ class Job(ClassifierJob):
     @property
     def _known(self) -> tuple[int, ...]:
         """Everybody who is known in the end."""
-        return (*self.speakers.kept, self.speakers.new)
+        return (*self.people.kept, self.people.new)
 
     def _at_restored(self, sweep: NoiseSweep) -> dict[str, float]:
         """Mean and worst of all chips whose write noise is that of the one to restore."""
@@ -300,7 +299,7 @@ class Job(ClassifierJob):
         fit(
             trainee,
             clips,
-            self.speakers.validation.of(*outputs),
+            self.people.validation.of(*outputs),
             schedule,
             log=self.folder.path / "logs" / log,
             callbacks=callbacks or [],
@@ -314,14 +313,14 @@ class Job(ClassifierJob):
         return add_adapter_(model, stage, config)
 
     def _learnt(self, model: nn.Module) -> dict[str, float]:
-        heard = Evaluation.of(model, self.speakers.test)
-        return {"learnt_accuracy": heard.accuracy(*self.speakers.learnt)}
+        heard = Evaluation.of(model, self.people.test)
+        return {"learnt_accuracy": heard.accuracy(*self.people.learnt)}
 
     def _without_adapters(self, model: nn.Module) -> dict[str, float]:
         """What is still there: a probe on the hidden neurons, and the arrays without adapters."""
         if not isinstance(model, PeftModel):
             return {}
-        speakers = self.speakers
+        speakers = self.people
         trained = [parameter.requires_grad for parameter in model.parameters()]
         sealed = audit(model, reason="evaluation") if seals(model) else nullcontext()
         with sealed, model.disable_adapter():
@@ -337,7 +336,7 @@ class Job(ClassifierJob):
     @torch.no_grad()
     def _probed(self, network: SpikingNet) -> float:
         """Forgotten clips that an attacker names who has clips of everybody and sees all spikes."""
-        train, test = self.speakers.train, self.speakers.test.of(self.speakers.forgotten)
+        train, test = self.people.train, self.people.test.of(self.people.forgotten)
         rates = [network.rates(clips.inputs) for clips in (train, test)]
         return linear_probe(rates[0], train.labels, rates[1], test.labels)
 

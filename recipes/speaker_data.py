@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from aihwkit_lora.errors import ConfigurationError, DataError
 from aihwkit_lora.recipes import speaker_events
 from aihwkit_lora.recipes.face_data import data_folder
+from aihwkit_lora.recipes.people import People
 from aihwkit_lora.recipes.speaker_features import SAMPLE_RATE_HZ, inputs, sound_spikes
 from aihwkit_lora.recipes.voices import WORDS, say, voices
 from aihwkit_lora.registry import Registry
@@ -155,32 +156,8 @@ class SpeakerClips:
         return self.take(torch.cat(parts))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SpeakerData:
-    """Training, validation and test clips of everybody, with labels counted from 0.
-
-    Label ``i`` is the ``i``-th of the learnt speakers; the new one has the last label.
-
-    Args:
-        train: Clips to learn from.
-        validation: Clips on which the best epoch is picked.
-        test: Clips on which accuracy is reported.
-        learnt: Labels that are learnt first.
-        forgotten: The label among them that is forgotten.
-        new: Label of the speaker who joins.
-    """
-
-    train: SpeakerClips
-    validation: SpeakerClips
-    test: SpeakerClips
-    learnt: tuple[int, ...]
-    forgotten: int
-    new: int
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Labels that are learnt first and never forgotten."""
-        return tuple(label for label in self.learnt if label != self.forgotten)
+class SpeakerData(People[SpeakerClips]):
+    """Clips of everybody."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,7 +22,7 @@ from aihwkit_lora.chips import Chip
 from aihwkit_lora.errors import ConfigurationError
 from aihwkit_lora.recipes.speaker_data import SpeakerClips
 from aihwkit_lora.recipes.speaker_features import varied
-from aihwkit_lora.recipes.stage_training import BestEpoch, train
+from aihwkit_lora.recipes.stage_training import BestEpoch, shaken, train
 from aihwkit_lora.unlearning.objectives.relabelling import KLUniform
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -107,11 +107,7 @@ def noisy_naming(weight_noise: float) -> Loss:
     """
 
     def loss(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
-        noisy = {
-            f"{name}.weight": _shaken(layer.weight, weight_noise)
-            for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear)
-        }
+        noisy = shaken(model, weight_noise)
         return F.cross_entropy(torch.func.functional_call(model, noisy, (clips,)), labels)
 
     return loss if weight_noise else naming
@@ -250,8 +246,3 @@ def fit(
         callbacks=callbacks,
         max_epochs=schedule.epochs,
     )
-    trainee.restore_best()
-
-
-def _shaken(weight: Tensor, relative: float) -> Tensor:
-    return weight + relative * weight.detach().abs().max() * torch.randn_like(weight)

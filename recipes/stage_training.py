@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +95,7 @@ class Evaluation:
 
 
 class BestEpoch(pl.LightningModule):
-    """A model in one stage that can go back to its best epoch.
+    """A model in one stage that goes back to its best epoch in the end.
 
     Derived classes say what a step minimises, and by which optimiser.
 
@@ -132,6 +132,10 @@ class BestEpoch(pl.LightningModule):
         if score >= self._best_score:
             self._best_score = score
             self._best = [parameter.detach().clone() for parameter in self._trained()]
+
+    def on_train_end(self) -> None:
+        """Go back to the best epoch."""
+        self.restore_best()
 
     @torch.no_grad()
     def restore_best(self) -> None:
@@ -184,13 +188,28 @@ class StepRecorder(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add metrics to the last step."""
         if self.steps:
-            last = self.steps[-1]
-            self.steps[-1] = StepRecord(
-                step=last.step,
-                energy_j=last.energy_j,
-                pulses=last.pulses,
-                metrics=self._evaluate(),
-            )
+            self.steps[-1] = replace(self.steps[-1], metrics=self._evaluate())
+
+
+def shaken(model: nn.Module, relative: float) -> dict[str, Tensor]:
+    """Draw weights of linear layers around the present ones, as write errors would move them.
+
+    Args:
+        model: Not changed; gradients reach its weights.
+        relative: Standard deviation, as a fraction of each layer's largest magnitude.
+    Returns:
+        Weights by name, for ``torch.func.functional_call``.
+
+    Example:
+        >>> list(shaken(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), 0.1))
+        ['0.weight']
+    """
+    return {
+        f"{name}.weight": layer.weight
+        + relative * layer.weight.detach().abs().max() * torch.randn_like(layer.weight)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
 
 
 def train(
